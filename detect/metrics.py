@@ -1,0 +1,299 @@
+"""How good are scores, maps and poses? Exact: every distinct score is a threshold, tied scores move together.
+
+Labels and masks are true (or nonzero) where there is a defect, and a higher score means more anomalous. A rate
+that the input does not define (one class missing, nothing given) is a ValueError that says so, never a NaN in a
+table. Arrays may be torch or numpy; the work is done in numpy on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Integer
+from numpy.typing import NDArray
+from scipy import ndimage, stats
+from scipy.integrate import trapezoid
+from torch import Tensor
+
+Scores = Float[np.ndarray, "scores"] | Float[Tensor, "scores"]
+Labels = (
+    Bool[np.ndarray, "labels"]
+    | Integer[np.ndarray, "labels"]
+    | Bool[Tensor, "labels"]
+    | Integer[Tensor, "labels"]
+)
+Map = Float[np.ndarray, "_height _width"] | Float[Tensor, "_height _width"]
+Mask = (
+    Bool[np.ndarray, "_height _width"]
+    | Integer[np.ndarray, "_height _width"]
+    | Bool[Tensor, "_height _width"]
+    | Integer[Tensor, "_height _width"]
+)
+# Photos of one run may differ in size: a sequence of maps, or one stacked array.
+Maps = Sequence[Map] | Float[np.ndarray, "_images _height _width"] | Float[Tensor, "_images _height _width"]
+Masks = (
+    Sequence[Mask]
+    | Bool[np.ndarray, "_images _height _width"]
+    | Integer[np.ndarray, "_images _height _width"]
+    | Bool[Tensor, "_images _height _width"]
+    | Integer[Tensor, "_images _height _width"]
+)
+
+TOUCHING = np.ones((3, 3), dtype=bool)  # 8-connected: pixels that share a corner belong to one region
+
+
+@dataclass(frozen=True)
+class RocCurve:
+    """The ROC curve as points from (0, 0) to (1, 1); a slanted piece between two of them is a tie."""
+
+    fpr: Float[np.ndarray, " points"]  # share of good samples called defective, in [0, 1], rising
+    tpr: Float[np.ndarray, " points"]  # share of defective samples called defective, in [0, 1], rising
+
+    @property
+    def area(self) -> float:
+        """AUROC in [0, 1]."""
+        return float(trapezoid(self.tpr, self.fpr))
+
+
+class BestF1(NamedTuple):
+    """F1 in [0, 1] and the threshold that reaches it: call defective what scores at or above it."""
+
+    f1: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class ProCurve:
+    """Per-region overlap against false positive rate, from (0, 0) to (1, 1), a point per distinct score."""
+
+    fpr: Float[np.ndarray, " points"]  # share of defect-free pixels at or above the threshold, [0, 1], rising
+    pro: Float[np.ndarray, " points"]  # share of a defect's pixels found, mean over defects, [0, 1], rising
+
+    def area_to(self, limit: float) -> float:
+        """AUPRO in [0, 1]: mean per-region overlap over false positive rates from 0 to `limit` in (0, 1]."""
+        if not 0 < limit <= 1:
+            raise ValueError(f"AUPRO limit: a false positive rate above 0 and up to 1 is needed, got {limit}")
+        inside = int(np.searchsorted(self.fpr, limit, side="right"))
+        fpr, pro = self.fpr[:inside], self.pro[:inside]
+        if inside < len(self.fpr) and fpr[-1] < limit:
+            # The curve crosses the limit between two thresholds: cut the straight piece there.
+            x0, x1 = self.fpr[inside - 1], self.fpr[inside]
+            y0, y1 = self.pro[inside - 1], self.pro[inside]
+            fpr = np.append(fpr, limit)
+            pro = np.append(pro, y0 + (y1 - y0) * (limit - x0) / (x1 - x0))
+        return float(trapezoid(pro, fpr) / limit)
+
+
+def roc_curve(scores: Scores, labels: Labels) -> RocCurve:
+    """The ROC curve of `scores`, rates in [0, 1]. O(n log n).
+
+    Raises: ValueError where a score is NaN or one of the two classes is missing.
+    """
+    true_positives, false_positives, _ = _counts_by_threshold(scores, labels)
+    if true_positives[-1] == 0 or false_positives[-1] == 0:
+        missing = "defective" if true_positives[-1] == 0 else "good"
+        raise ValueError(
+            f"ROC: needs good and defective samples, got {true_positives[-1] + false_positives[-1]} samples"
+            f" of which none is {missing}"
+        )
+    return RocCurve(
+        fpr=np.concatenate([[0.0], false_positives / false_positives[-1]]),
+        tpr=np.concatenate([[0.0], true_positives / true_positives[-1]]),
+    )
+
+
+def auroc(scores: Scores, labels: Labels) -> float:
+    """Probability in [0, 1] that a defective sample scores above a good one, ties counted half (Mann-Whitney).
+
+    Raises: ValueError where a score is NaN or one of the two classes is missing.
+    """
+    return roc_curve(scores, labels).area
+
+
+def average_precision(scores: Scores, labels: Labels) -> float:
+    """Area in [0, 1] under the precision-recall steps: sum of gain in recall x precision over thresholds.
+
+    Raises: ValueError where a score is NaN or no sample is defective.
+    """
+    true_positives, false_positives, _ = _counts_by_threshold(scores, labels)
+    _need_defects("average precision", true_positives, false_positives)
+    precision = true_positives / (true_positives + false_positives)
+    gains = np.diff(true_positives, prepend=0) / true_positives[-1]
+    return float(np.sum(gains * precision))
+
+
+def f1_max(scores: Scores, labels: Labels) -> BestF1:
+    """The best F1 over all thresholds, in [0, 1], and the highest threshold that reaches it.
+
+    The threshold is chosen with the labels in hand: a bound on what these scores allow, no rule for new photos.
+
+    Raises: ValueError where a score is NaN or no sample is defective.
+    """
+    true_positives, false_positives, thresholds = _counts_by_threshold(scores, labels)
+    _need_defects("F1", true_positives, false_positives)
+    f1 = 2 * true_positives / (true_positives[-1] + true_positives + false_positives)
+    best = int(np.argmax(f1))
+    return BestF1(float(f1[best]), float(thresholds[best]))
+
+
+def pro_curve(maps: Maps, masks: Masks) -> ProCurve:
+    """Per-region overlap against false positive rate over all pixels of all images, good ones too. O(n log n).
+
+    A region is an 8-connected component of one image's mask; each weighs the same whatever its size.
+
+    Source: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.1; every distinct
+    score is a threshold here, no fixed grid.
+    Raises: ValueError where maps and masks do not pair up, a score is NaN, or one kind of pixel is missing.
+    """
+    if len(maps) != len(masks):
+        raise ValueError(f"AUPRO: one mask per map is needed, got {len(maps)} maps and {len(masks)} masks")
+    sizes_of_regions: list[NDArray[np.int64]] = []
+    region_of_pixel: list[NDArray[np.int32]] = []  # 0 = defect-free, else 1-based over all images
+    scores: list[NDArray[np.floating]] = []
+    regions_before = 0
+    for number, (one_map, one_mask) in enumerate(zip(maps, masks, strict=True)):
+        values, defect = _array(one_map), _array(one_mask).astype(bool)
+        if values.shape != defect.shape:
+            raise ValueError(f"AUPRO: map {number} is {values.shape}, its mask {defect.shape}; resize one")
+        regions, count = ndimage.label(defect, structure=TOUCHING)
+        flat = regions.ravel().astype(np.int32)
+        sizes_of_regions.append(np.bincount(flat, minlength=count + 1)[1:])
+        flat[flat > 0] += regions_before
+        region_of_pixel.append(flat)
+        scores.append(values.ravel())
+        regions_before += count
+    if regions_before == 0:
+        raise ValueError(f"AUPRO: needs a defect in at least one mask, got {len(masks)} masks without any")
+
+    all_scores, all_regions = np.concatenate(scores), np.concatenate(region_of_pixel)
+    sizes = np.concatenate(
+        [[np.inf], np.concatenate(sizes_of_regions)]
+    )  # a defect-free pixel adds no overlap
+    order, last_of_tie = _descending(all_scores)
+    ordered = all_regions[order]
+    false_positives = np.cumsum(ordered == 0)
+    if false_positives[-1] == 0:
+        raise ValueError("AUPRO: needs defect-free pixels, got masks that are defective everywhere")
+    overlap = np.cumsum(1.0 / sizes[ordered]) / regions_before
+    fpr = false_positives[last_of_tie] / false_positives[-1]
+    pro = np.minimum(overlap[last_of_tie], 1.0)
+    pro[-1] = 1.0  # every pixel of every region is found; the sum above is so up to rounding
+    return ProCurve(fpr=np.concatenate([[0.0], fpr]), pro=np.concatenate([[0.0], pro]))
+
+
+def aupro(maps: Maps, masks: Masks, limit: float = 0.3) -> float:
+    """Area in [0, 1] under the per-region overlap up to the false positive rate `limit`, divided by `limit`.
+
+    For several limits keep the curve: `pro_curve(maps, masks).area_to(limit)`.
+
+    Raises: ValueError as `pro_curve` and `ProCurve.area_to`.
+    """
+    return pro_curve(maps, masks).area_to(limit)
+
+
+def rotation_error_deg(
+    estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*batch 4 4"]
+) -> Float[Tensor, "*batch"]:
+    """Angle in degrees, in [0, 180], of the turn that takes camera `truth` to `estimate` (world_to_cam).
+
+    atan2 of the turn's sine and cosine: accurate near 0 and near 180, where arccos loses half the digits.
+    """
+    turn = estimate[..., :3, :3].double() @ truth[..., :3, :3].double().mT
+    axis = torch.stack(
+        [
+            turn[..., 2, 1] - turn[..., 1, 2],
+            turn[..., 0, 2] - turn[..., 2, 0],
+            turn[..., 1, 0] - turn[..., 0, 1],
+        ],
+        dim=-1,
+    )
+    twice_cosine = turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1
+    return torch.rad2deg(torch.atan2(axis.norm(dim=-1), twice_cosine))
+
+
+def translation_error(
+    estimate: Float[Tensor, "*batch 4 4"], truth: Float[Tensor, "*batch 4 4"]
+) -> Float[Tensor, "*batch"]:
+    """Distance between the two cameras' centres, in world units (world_to_cam matrices)."""
+    return (_centre(estimate) - _centre(truth)).norm(dim=-1)
+
+
+def object_shift_percent(
+    estimate: Float[Tensor, "*batch 4 4"],
+    truth: Float[Tensor, "*batch 4 4"],
+    origin: Float[Tensor, "xyz=3"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """How far the object's origin moves in the camera's frame, in percent of its true distance.
+
+    Near 0 where a wrong rotation and a wrong camera centre cancel in the image; `origin` is in world
+    coordinates, by default (0, 0, 0).
+    """
+    point = torch.zeros(3, dtype=torch.float64) if origin is None else origin.double()
+    point = point.to(truth.device)
+    seen, true = (
+        (matrix[..., :3, :3].double() @ point + matrix[..., :3, 3].double()) for matrix in (estimate, truth)
+    )
+    return 100 * (seen - true).norm(dim=-1) / true.norm(dim=-1)
+
+
+def binomial_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Lower and upper bound in [0, 1] of the rate behind `successes` of `trials`, exact (never too narrow).
+
+    Source: Clopper and Pearson, Biometrika 26 (1934), through quantiles of the beta distribution.
+    Raises: ValueError where trials < 1, successes lie outside [0, trials] or confidence outside (0, 1).
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(
+            f"binomial interval: needs 0 <= successes <= trials, trials >= 1; got {successes} of {trials}"
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(f"binomial interval: confidence must lie between 0 and 1, got {confidence}")
+    tail = (1 - confidence) / 2
+    lower = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, trials - successes + 1))
+    upper = 1.0 if successes == trials else float(stats.beta.ppf(1 - tail, successes + 1, trials - successes))
+    return lower, upper
+
+
+def _centre(world_to_cam: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 3"]:
+    matrix = world_to_cam.double()
+    return -(matrix[..., :3, :3].mT @ matrix[..., :3, 3:])[..., 0]
+
+
+def _array(values: NDArray | Tensor) -> NDArray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _descending(scores: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The order of falling scores, and in that order the position of the last of each run of equal scores."""
+    if scores.size == 0:
+        raise ValueError("metrics: no scores were given")
+    if np.isnan(scores).any():
+        raise ValueError(
+            f"metrics: {int(np.isnan(scores).sum())} of {scores.size} scores are NaN; leave them out first"
+        )
+    order = np.argsort(scores)[::-1]
+    ordered = scores[order]
+    return order, np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), scores.size - 1)
+
+
+def _counts_by_threshold(scores: Scores, labels: Labels) -> tuple[NDArray, NDArray, NDArray]:
+    """True positives, false positives and the threshold, for every distinct score from the highest down."""
+    values, defective = _array(scores), _array(labels).astype(bool)
+    if values.shape != defective.shape:
+        raise ValueError(
+            f"metrics: one label per score is needed, got {values.shape} scores, {defective.shape} labels"
+        )
+    order, last_of_tie = _descending(values)
+    true_positives = np.cumsum(defective[order])[last_of_tie]
+    return true_positives, last_of_tie + 1 - true_positives, values[order[last_of_tie]]
+
+
+def _need_defects(what: str, true_positives: NDArray, false_positives: NDArray) -> None:
+    if true_positives[-1] == 0:
+        raise ValueError(
+            f"{what}: needs defective samples, got {false_positives[-1]} samples of which none is"
+        )
