@@ -63,8 +63,8 @@ class BuildKernel(build_ext):
     def run(self) -> None:
         # An older library must not outlive a failed build: it may not fit the Python code beside it.
         if self.inplace:
-            for ext in self.extensions:
-                Path(self.get_ext_filename(ext.name)).unlink(missing_ok=True)
+            for older in KERNEL.glob("_raster*.so"):
+                older.unlink()
         super().run()
 
     def build_extension(self, ext: Extension) -> None:

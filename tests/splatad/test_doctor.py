@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
 
+from prepare.errors import MissingPartError
+from recon.kernel import library
 from splatad.cli import main
 from splatad.commands import doctor
 
@@ -40,12 +40,6 @@ def _pretend_installed(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]
     monkeypatch.setattr(importlib.metadata, "version", version)
 
 
-def _pretend_kernel(monkeypatch: pytest.MonkeyPatch, kernel_info: object) -> None:
-    module = types.ModuleType("recon.kernel.library")
-    module.kernel_info = kernel_info  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "recon.kernel.library", module)
-
-
 def test_an_extra_is_ok_only_when_all_its_packages_are_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,18 +63,19 @@ def test_the_core_is_ok_with_its_real_versions(capsys: pytest.CaptureFixture[str
 def test_a_kernel_that_loads_is_shown_with_what_it_says_of_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _pretend_kernel(monkeypatch, lambda: {"isa": "v3", "threads": 2})
+    info = library.KernelInfo(Path("/there/_raster.so"), "v3", 2)
+    monkeypatch.setattr(library, "kernel_info", lambda: info)
     kernel = _findings(capsys)["C++ kernel"]
-    assert (kernel["state"], kernel["detail"]) == ("ok", "isa v3, threads 2")
+    assert (kernel["state"], kernel["detail"]) == ("ok", "instruction set v3, 2 threads, /there/_raster.so")
 
 
 def test_a_kernel_that_does_not_load_is_a_fault_with_its_reason_and_a_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def kernel_info() -> None:
-        raise RuntimeError("the library is not there")
+    def kernel_info() -> library.KernelInfo:
+        raise MissingPartError("the library is not there")
 
-    _pretend_kernel(monkeypatch, kernel_info)
+    monkeypatch.setattr(library, "kernel_info", kernel_info)
     kernel = _findings(capsys)["C++ kernel"]
     assert (kernel["state"], kernel["detail"]) == ("fault", "the library is not there")
     assert "C++ compiler" in kernel["remedy"]
