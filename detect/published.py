@@ -87,7 +87,10 @@ _MEANS = (
         "OmniposeAD (PIAD's re-run)", MAD_SIM_MEAN, 91.9, 98.4, None, 51.70, _PIAD,
         "400 x 400 px; RTX 4090: 4.22 + 47.31 + 0.17 s",
     ),
-    PublishedRow("PatchCore", MAD_SIM_MEAN, 78.5, 74.7, None, None, _PAD, "2D features, no pose; the README's own rows average 74.87 pixel AUROC"),
+    PublishedRow(
+        "PatchCore", MAD_SIM_MEAN, 78.5, 74.7, None, None, _PAD,
+        "2D features, no pose; the README's own rows average 74.87 pixel AUROC",
+    ),
 )  # fmt: skip
 
 _SINGLE = (

@@ -7,8 +7,9 @@ import pytest
 from detect.published import MAD_SIM_MEAN, PublishedRow, published_for
 
 CLASSES = (
-    "01Gorilla", "02Unicorn", "03Mallard", "04Turtle", "05Whale", "06Bird", "07Owl", "08Sabertooth", "09Swan", "10Sheep",
-    "11Pig", "12Zalika", "13Pheonix", "14Elephant", "15Parrot", "16Cat", "17Scorpion", "18Obesobeso", "19Bear", "20Puppy",
+    "01Gorilla", "02Unicorn", "03Mallard", "04Turtle", "05Whale", "06Bird", "07Owl", "08Sabertooth", "09Swan",
+    "10Sheep", "11Pig", "12Zalika", "13Pheonix", "14Elephant", "15Parrot", "16Cat", "17Scorpion",
+    "18Obesobeso", "19Bear", "20Puppy",
 )  # fmt: skip
 
 
