@@ -1,0 +1,1 @@
+"""Procedural products with and without defects, photographed from known cameras."""

@@ -1,0 +1,1 @@
+"""Reconstruction: Gaussian splats, three differentiable rasterisers of one signature, and the fit."""
