@@ -206,3 +206,38 @@ def test_a_real_compiler_gives_a_library_that_ctypes_loads(
     assert not hasattr(
         library, "answer_base"
     )  # only what is exported on purpose can clash with other libraries
+
+
+def _script(tmp_path: Path, name: str, *tools: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/NAME on a pretended machine: these tools, a few of the system's, no virtual environment."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in ("bash", "env", "dirname", "sed", "cat", *tools):
+        found = shutil.which(tool)
+        assert found is not None, tool
+        (folder / tool).symlink_to(found)
+    environment = {"PATH": str(folder), "SPLATAD_VENV": str(tmp_path / "venv")}
+    return subprocess.run(
+        [str(REPO / "scripts" / name)], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_setup_without_a_compiler_says_what_to_install(tmp_path: Path) -> None:
+    done = _script(tmp_path, "setup")
+    assert done.returncode == 4
+    assert done.stderr.startswith("setup: no C++ compiler found; install one")
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_setup_without_a_recent_python_says_what_to_install(tmp_path: Path) -> None:
+    done = _script(tmp_path, "setup", "g++")
+    assert done.returncode == 4
+    assert done.stderr.startswith("setup: no Python 3.11 or newer")
+    assert not (tmp_path / "venv").exists()
+
+
+def test_gpu_check_without_a_gpu_says_so_with_its_own_status(tmp_path: Path) -> None:
+    done = _script(tmp_path, "gpu_check")
+    assert done.returncode == 4
+    assert "no NVIDIA GPU on this machine" in done.stderr
