@@ -23,17 +23,15 @@ __all__ = ["Scene", "__version__", "load_scene"]  # pyright: ignore[reportUnsupp
 
 
 def _location(package: str) -> Path | None:
-    """The file or folder that `import <package>` gives, found without importing it; None where there is none."""
+    """The file that `import <package>` runs, found without importing it; None where there is none."""
     loaded = sys.modules.get(package)
     if loaded is not None:
         file = getattr(loaded, "__file__", None)
         return Path(file) if file else None
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        return None
-    if spec.origin is not None:
-        return Path(spec.origin)
-    return Path(next(iter(spec.submodule_search_locations or []), ""))
+    spec = importlib.util.find_spec(
+        package
+    )  # a folder without __init__.py has no origin: not a package of ours
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 def _require_own_packages() -> None:
