@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from prepare.foreground import border_colour, foreground_alpha
+from prepare.image import list_images, read_image
+
+_DATA = Path(os.environ.get("SPLATAD_TESTDATA") or Path(__file__).parents[3] / "shared" / "data")
+
+
+def _disc(size: int = 60, centre: float = 30.0, radius: float = 15.0) -> Tensor:
+    """Share of each pixel inside a disc, by 8x8 samples in each pixel."""
+    at = (torch.arange(size * 8) + 0.5) / 8
+    inside = ((at[:, None] - centre) ** 2 + (at[None] - centre) ** 2 < radius**2).float()
+    return inside.reshape(size, 8, size, 8).mean(dim=(1, 3))
+
+
+def _over(colour: list[float], share: Tensor, background: list[float]) -> Tensor:
+    share = share[..., None]
+    return share * torch.tensor(colour) + (1 - share) * torch.tensor(background)
+
+
+@pytest.mark.parametrize("background", [[1.0, 1.0, 1.0], [0.1, 0.6, 0.2], [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+def test_alpha_is_the_share_of_the_part_also_along_the_silhouette(background: list[float]) -> None:
+    truth = _disc()
+    found = foreground_alpha(_over([0.8, 0.3, 0.35], truth, background))
+    assert found.background is not None
+    torch.testing.assert_close(found.background, torch.tensor(background))
+    edge = (truth > 0.02) & (truth < 1)
+    assert torch.equal(found.alpha[truth == 1], torch.ones(int((truth == 1).sum())))
+    assert torch.equal(found.alpha[truth == 0], torch.zeros(int((truth == 0).sum())))
+    # Shares within the tolerance (2.5 levels of a contrast of 0.3) count as none.
+    assert (found.alpha - truth).abs()[edge].max() < 0.035
+
+
+def test_a_pure_green_part_on_white_is_found() -> None:
+    """A test of one channel's exact 255 would take the part for background."""
+    truth = _disc()
+    found = foreground_alpha(_over([0.0, 1.0, 0.0], truth, [1.0, 1.0, 1.0]))
+    assert torch.equal(found.alpha > 0.5, truth > 0.5)
+
+
+def test_the_tolerance_follows_the_noise_of_the_border() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = _disc()
+    noisy = _over([0.7, 0.2, 0.2], truth, [0.8, 0.8, 0.75]) + 0.008 * torch.randn(
+        60, 60, 3, generator=generator
+    )
+    border = border_colour(noisy)
+    assert border is not None
+    assert 0.004 < border.noise < 0.016
+    found = foreground_alpha(noisy.clamp(0, 1))
+    wrong = (found.alpha > 0.5) != (truth > 0.5)
+    assert wrong.float().mean() < 0.005
+
+
+def test_a_part_cut_by_the_frame_is_still_told_from_the_background() -> None:
+    truth = _disc(centre=8.0, radius=20.0)
+    found = foreground_alpha(_over([0.2, 0.2, 0.6], truth, [1.0, 1.0, 1.0]))
+    assert found.background is not None
+    assert torch.equal(found.alpha > 0.5, truth > 0.5)
+
+
+def test_a_see_through_gap_is_background_and_a_fading_highlight_is_part() -> None:
+    gap, part = _disc(radius=5.0), _disc(radius=20.0)
+    ring = _over([0.3, 0.3, 0.7], part - gap, [1.0, 1.0, 1.0])
+    assert torch.equal(foreground_alpha(ring).alpha > 0.5, (part - gap) > 0.5)
+
+    at = torch.arange(60.0) + 0.5 - 30.0
+    distance = (at[:, None] ** 2 + at[None] ** 2).sqrt()
+    gloss = (1.4 - distance / 14).clamp(0, 1)[..., None]  # white, saturated in the middle, fading outwards
+    solid = _over([0.3, 0.3, 0.7], part, [1.0, 1.0, 1.0])
+    glossy = solid * (1 - gloss) + gloss
+    assert (glossy == 1).all(dim=-1)[25:35, 25:35].any()
+    assert (foreground_alpha(glossy).alpha == 1)[distance < 18].all()
+
+
+def test_a_few_enclosed_pixels_of_background_colour_stay_part() -> None:
+    part = _disc(radius=20.0)
+    image = _over([0.3, 0.3, 0.7], part, [1.0, 1.0, 1.0])
+    image[30, 30:32] = 1.0
+    assert (foreground_alpha(image).alpha[29:32, 29:33] > 0.5).all()
+
+
+def test_a_cluttered_border_gives_no_background_and_alpha_one() -> None:
+    clutter = torch.rand(40, 50, 3, generator=torch.Generator().manual_seed(0))
+    found = foreground_alpha(clutter)
+    assert found.background is None
+    assert torch.equal(found.alpha, torch.ones(40, 50))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (40, 30)])
+def test_a_uniform_image_is_all_background(size: tuple[int, int]) -> None:
+    found = foreground_alpha(torch.full((*size, 3), 0.4))
+    assert found.background is not None
+    torch.testing.assert_close(found.background, torch.full((3,), 0.4))
+    assert not found.alpha.any()
+
+
+def test_the_bulldozer_over_white_gives_its_true_alpha_back() -> None:
+    if not (_DATA / "nerf_lego").is_dir():
+        pytest.skip(f"no real input at {_DATA / 'nerf_lego'}; set SPLATAD_TESTDATA")
+    for path in list_images(_DATA / "nerf_lego" / "train")[::30]:
+        image = read_image(path)
+        assert image.alpha is not None
+        found = foreground_alpha(image.rgb * image.alpha[..., None] + 1 - image.alpha[..., None])
+        part, truth = found.alpha > 0.5, image.alpha > 0.5
+        assert (part & truth).sum() / (part | truth).sum() > 0.99
+        edge = (image.alpha > 0) & (image.alpha < 1)
+        assert (found.alpha - image.alpha).abs()[edge].mean() < 0.1  # a binary mask has 0.31
+
+
+def test_the_toy_car_is_found_in_each_photo_and_clutter_in_none() -> None:
+    if not (_DATA / "mad_car").is_dir() or not (_DATA / "fox").is_dir():
+        pytest.skip(f"no real input at {_DATA}; set SPLATAD_TESTDATA")
+    for path in list_images(_DATA / "mad_car" / "train" / "good")[::8]:
+        found = foreground_alpha(read_image(path).rgb)
+        assert found.background is not None
+        assert 0.2 < found.alpha.mean() < 0.55
+    for path in list_images(_DATA / "fox" / "images")[::20]:
+        assert foreground_alpha(read_image(path).rgb).background is None
