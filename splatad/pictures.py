@@ -228,7 +228,7 @@ def to_bytes(rgb: Float[Tensor, "height width 3"], kind: Literal["JPEG", "PNG"])
     """The image as a file's content, 8 bits per channel; JPEG at quality 88 without colour subsampling."""
     buffer = BytesIO()
     if kind == "JPEG":
-        _to_pil(rgb).save(buffer, "JPEG", quality=88, subsampling=0, optimize=True)
+        _to_pil(rgb).save(buffer, "JPEG", quality=88, subsampling=0)  # optimize=True fails on noisy photos
     else:
         _to_pil(rgb).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -168,6 +168,11 @@ def test_an_image_survives_its_file(kind, tolerance: float) -> None:
     torch.testing.assert_close(pixels, ramp, rtol=0, atol=tolerance)
 
 
+def test_a_photo_of_pure_noise_can_be_written() -> None:
+    noise = torch.rand(400, 400, 3, generator=torch.Generator().manual_seed(0))
+    assert Image.open(io.BytesIO(to_bytes(noise, "JPEG"))).size == (400, 400)
+
+
 def test_resizing_keeps_a_flat_colour_and_takes_the_asked_size() -> None:
     flat = torch.full((30, 40, 3), 0.2)
     torch.testing.assert_close(resized(flat, 20, 90), torch.full((90, 20, 3), 0.2), rtol=0, atol=1e-6)
