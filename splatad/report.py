@@ -7,6 +7,7 @@ and their cards go to the disk at once, so a run of hundreds of photos needs the
 from __future__ import annotations
 
 import base64
+import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -142,6 +143,7 @@ class _RocPlot:
     area: float
     good: int
     defective: int
+    left_out: int  # photos with a known label but no score
 
 
 def write_report(
@@ -155,7 +157,8 @@ def write_report(
 
     `on_photo` is called with a photo's name once its card is done, for a progress bar.
 
-    Raises: InputError where the file cannot be written or a photo not be read; ValueError where `map_range` is not rising.
+    Raises: InputError where the file cannot be written or a photo not be read; ValueError where `map_range` does
+    not rise.
     """
     if not run.map_range[0] < run.map_range[1]:
         raise ValueError(f"report: map_range must rise, got {run.map_range}")
@@ -163,14 +166,7 @@ def write_report(
 
 
 def _write(run: ReportRun, path: Path, picture_px: int, on_photo: Callable[[str], object] | None) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"figure": _figure, "seconds": _seconds, "xyz": _xyz}
+    environment = _templates()
     card = environment.get_template("report_photo.html")
     # The head of the page counts and plots all photos, so their cards wait on the disk. A file name may hold bytes
     # that are no text; they are written out as escapes.
@@ -189,14 +185,25 @@ def _write(run: ReportRun, path: Path, picture_px: int, on_photo: Callable[[str]
             page.write(piece)
 
 
+@functools.cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"figure": _figure, "seconds": _seconds, "xyz": _xyz}
+    return environment
+
+
 def _taken(photos: Iterable[ReportPhoto]) -> Iterator[ReportPhoto]:
     """The photos; a file that fails while one is loaded is named as such and not blamed on the report's folder."""
     try:
         yield from photos
     except OSError as error:
-        raise InputError(
-            f"report: a photo cannot be read ({error}); check it, then run the same command again"
-        ) from error
+        raise InputError(f"report: a photo cannot be read ({error}); check it, then run again") from error
 
 
 def _pieces(text: IO[str]) -> Iterator[Markup]:
@@ -416,7 +423,13 @@ def _roc_plot(summaries: Sequence[_Summary]) -> _RocPlot | None:
         return None
     curve = roc_curve(np.array([score for score, _ in known]), np.array([truth for _, truth in known]))
     points = " ".join(f"{100 * x:.2f},{100 - 100 * y:.2f}" for x, y in zip(curve.fpr, curve.tpr, strict=True))
-    return _RocPlot(points=points, area=curve.area, good=len(known) - defective, defective=defective)
+    return _RocPlot(
+        points=points,
+        area=curve.area,
+        good=len(known) - defective,
+        defective=defective,
+        left_out=sum(1 for s in summaries if s.label is not None and s.score is None),
+    )
 
 
 def _false_alarms_in_words(rate: float | None) -> str:

@@ -267,8 +267,11 @@ def test_a_run_without_photos_is_a_page_too(tmp_path: Path) -> None:
 def test_labelled_photos_give_the_roc_curve_and_its_area(tmp_path: Path) -> None:
     scores = {"good": (1.0, 3.0), "Burrs": (2.0, 4.0)}  # pairs won by the defect: 2>1, 4>1, 4>3 of four
     photos = [photo(f"{label}{s}", label=label, score=s) for label, values in scores.items() for s in values]
+    photos.append(photo("lost", label="Burrs", verdict="CANNOT TELL", score=None))
     page = page_of(run_of(*photos), tmp_path)
-    assert "AUROC 75.0 % over 2 good and 2 defective photos." in " ".join(page.text.split())
+    assert "AUROC 75.0 % over 2 good and 2 defective photos. Without a score and left out: 1." in " ".join(
+        page.text.split()
+    )
     points = page.having("polyline")[0]["points"]
     assert points == "0.00,100.00 0.00,50.00 50.00,50.00 50.00,0.00 100.00,0.00"
 
