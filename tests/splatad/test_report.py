@@ -269,7 +269,8 @@ def test_labelled_photos_give_the_roc_curve_and_its_area(tmp_path: Path) -> None
     photos = [photo(f"{label}{s}", label=label, score=s) for label, values in scores.items() for s in values]
     photos.append(photo("lost", label="Burrs", verdict="CANNOT TELL", score=None))
     page = page_of(run_of(*photos), tmp_path)
-    assert "AUROC 75.0 % over 2 good and 2 defective photos. Without a score and left out: 1." in " ".join(
+    text = " ".join(page.text.split())
+    assert "AUROC 75.0 % over 2 good and 2 defective photos. Without a score and left out: 1." in text
         page.text.split()
     )
     points = page.having("polyline")[0]["points"]
