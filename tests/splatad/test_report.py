@@ -271,8 +271,6 @@ def test_labelled_photos_give_the_roc_curve_and_its_area(tmp_path: Path) -> None
     page = page_of(run_of(*photos), tmp_path)
     text = " ".join(page.text.split())
     assert "AUROC 75.0 % over 2 good and 2 defective photos. Without a score and left out: 1." in text
-        page.text.split()
-    )
     points = page.having("polyline")[0]["points"]
     assert points == "0.00,100.00 0.00,50.00 50.00,50.00 50.00,0.00 100.00,0.00"
 
