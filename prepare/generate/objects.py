@@ -47,7 +47,7 @@ DARK, BLACK, RUBBER = (0.24, 0.25, 0.28), (0.10, 0.10, 0.12), (0.13, 0.13, 0.14)
 STEEL, BRASS, COPPER = (0.66, 0.68, 0.71), (0.80, 0.62, 0.25), (0.75, 0.42, 0.27)
 GLASS, AMBER, LAMP = (0.55, 0.75, 0.88), (0.98, 0.58, 0.08), (0.99, 0.93, 0.66)
 
-X, Y, Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+X, Y, Z, BELOW = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, -1.0)
 
 
 class Kit:
@@ -270,6 +270,16 @@ def _truck(kit: Kit, rng: np.random.Generator) -> None:
 
     # Frame, axles, tank.
     kit.box("frame", (0.5 * length + 0.46, 0.2, 0.07), (0.03, 0, deck - 0.09), DARK)
+    kit.add(
+        "gearbox",
+        tapered_box((0.16, 0.1), (0.22, 0.14), 0.1),
+        (cab - 0.3, 0.03, deck - 0.24),
+        GREY,
+        gloss=0.5,
+    )
+    kit.rod(
+        "driveshaft", (cab - 0.4, 0.03, deck - 0.26), (-0.28 * length, 0.0, radius), 0.035, LIGHT, gloss=0.7
+    )
     for x in (cab + 0.14, -0.28 * length, -0.28 * length - 2.15 * radius):
         kit.rod(f"axle{x:.2f}", (x, -width + 0.1, radius), (x, width - 0.1, radius), 0.05, STEEL, gloss=0.6)
         kit.box(f"spring{x:.2f}", (0.1, 0.3, 0.09), (x, 0, radius + 0.12), BLACK)
@@ -501,7 +511,7 @@ def _truck(kit: Kit, rng: np.random.Generator) -> None:
     kit.limb(
         "hinge", (rear, -width, floor + 2 * wall), (rear, width, floor + 2 * wall), 0.03, STEEL, gloss=0.7
     )
-    for index in range(int(rng.integers(3, 6))):
+    for index in range(int(rng.integers(2, 4))):
         load = (float(rng.uniform(rear + 0.25, front - 0.25)), float(rng.uniform(-0.25, 0.25)), floor + 0.13)
         size = float(rng.uniform(0.1, 0.16))
         kit.add(
@@ -533,7 +543,17 @@ def _locomotive(kit: Kit, rng: np.random.Generator) -> None:
         BLACK,
         patterns=(Lines(2, (0.0,), 0.025, trim),),
     )
-    kit.box("frame", (1.05, 0.2, 0.12), (-0.06, 0, deck - 0.14), trim)
+    kit.box(
+        "frame",
+        (1.05, 0.2, 0.12),
+        (-0.06, 0, deck - 0.14),
+        trim,
+        patterns=(Lettering(f"TYPE {number}", BELOW, X, (0.13, 0.0, -0.12), 0.13, CREAM),),
+    )
+    kit.add(
+        "ash-pan", tapered_box((0.13, 0.12), (0.2, 0.17), 0.06), (-0.47, 0, deck - 0.31), BLACK, gloss=0.2
+    )
+    kit.limb("brake", (-1.0, 0.1, deck - 0.3), (-0.88, 0.1, deck - 0.3), 0.06, DARK, group="brake", gloss=0.5)
     kit.rod(
         "boiler",
         (rear - 0.05, 0, axis_height),
@@ -765,6 +785,8 @@ def _locomotive(kit: Kit, rng: np.random.Generator) -> None:
 
     # Running gear.
     stations = (0.42, -0.17, -0.76)
+    for x in stations:
+        kit.rod(f"axle{x}", (x, -0.36, drive), (x, 0.36, drive), 0.045, STEEL, gloss=0.7)
     for side in (1.0, -1.0):
         tag = "left" if side > 0 else "right"
         for index, x in enumerate(stations):
@@ -894,6 +916,7 @@ def _rail_wheel(kit: Kit, name: str, at: Vector, radius: float, colour: Colour, 
         STEEL,
         group=name,
         gloss=0.7,
+        patterns=(Ring(0.12 * radius, 0.8 * radius, _darker(colour, 0.7)),),
     )
     kit.cone(
         f"{name}-boss",
@@ -1186,7 +1209,17 @@ def _robot(kit: Kit, rng: np.random.Generator) -> None:
             second,
             gloss=0.5,
         )
-        kit.box(f"sole-{tag}", (0.28, 0.18, 0.02), (0.05, leg, -0.01), RUBBER, gloss=0.1)
+        kit.box(
+            f"sole-{tag}",
+            (0.28, 0.18, 0.02),
+            (0.05, leg, -0.01),
+            RUBBER,
+            gloss=0.1,
+            patterns=(
+                Stripes(X, 0.07, 0.02, GREY),
+                Lettering("L" if side > 0 else "R", BELOW, X, (0.0, 0.0, 0.0), 0.18, ORANGE),
+            ),
+        )
         kit.bolt_circle(f"ankle-{tag}", (0, leg + side * 0.155, 0.2), (0.0, side, 0.0), 0.05, 3, 0.018)
 
 
@@ -1201,7 +1234,21 @@ def _pump(kit: Kit, rng: np.random.Generator) -> None:
     axis = 0.62
 
     # Bed plate.
-    kit.box("bed", (1.28, 0.5, 0.05), (0, 0, 0), DARK, gloss=0.25, patterns=(Lines(2, (0.0,), 0.02, YELLOW),))
+    kit.box(
+        "bed",
+        (1.28, 0.5, 0.05),
+        (0, 0, 0),
+        DARK,
+        gloss=0.25,
+        patterns=(
+            Lines(2, (0.0,), 0.02, YELLOW),
+            Lettering(f"SN {number}", BELOW, X, (-0.1, 0.0, -0.05), 0.2, LIGHT),
+        ),
+    )
+    kit.box("tie-rear", (0.05, 0.34, 0.04), (-0.9, 0, -0.09), GREY)
+    kit.box("tie-front", (0.09, 0.34, 0.03), (0.6, 0, -0.08), GREY)
+    kit.rod("drip-pipe", (1.0, 0.12, -0.12), (1.0, 0.12, -0.04), 0.06, BRASS, group="drip-pipe", gloss=0.8)
+    kit.rod("conduit", (-0.55, -0.2, -0.09), (0.45, -0.2, -0.09), 0.03, ORANGE, group="conduit", gloss=0.4)
     for side in (1.0, -1.0):
         kit.box(f"runner{side:+.0f}", (1.28, 0.07, 0.05), (0, side * 0.4, -0.09), BLACK)
         for x in (-1.16, -0.1, 1.16):
