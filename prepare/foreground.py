@@ -67,7 +67,8 @@ def border_colour(rgb: Float[Tensor, "height width rgb=3"]) -> Border | None:
         if len(members) == 0:
             return None
         colour = np.median(members, axis=0)
-    noise = float(1.4826 * np.median(np.abs(members - colour), axis=0).max())
+    # From the 80th percentile, not the median: of noise clipped at white more than half the pixels show none.
+    noise = float(np.quantile(np.abs(members - colour), 0.8, axis=0).max() / 1.2816)
     measured = Border(torch.from_numpy(colour.astype(np.float32)), noise, 0.0)
     share = float((np.abs(border - colour).max(axis=1) <= measured.tolerance).mean())
     if noise > _MAX_NOISE or share < _MIN_SHARE:
@@ -122,7 +123,20 @@ def _connected_to_border(distance: np.ndarray, border: Border) -> np.ndarray:
         further = float(np.median(near[five & ~four]))
         # A gap ends within a pixel; a highlight, saturated to the background's colour, fades out over many.
         is_background[label] = np.median(near[region]) <= exactly and step >= max(_GAP_EDGE, 0.6 * further)
-    return is_background[labels]
+    background: np.ndarray = is_background[labels]
+    return background | _specks(distance, background, border, few)
+
+
+def _specks(distance: np.ndarray, background: np.ndarray, border: Border, few: int) -> np.ndarray:
+    """True on lone groups of fewer than `few` pixels that stand out only as the border's noise sometimes does."""
+    labels, count = ndimage.label(~background, structure=np.ones((3, 3), dtype=bool))
+    if count < 2:
+        return np.zeros_like(background)
+    weak = ndimage.maximum(distance, labels, np.arange(count + 1)) <= 2 * border.tolerance
+    weak &= np.bincount(labels.ravel(), minlength=count + 1) < few
+    weak[0] = False
+    specks: np.ndarray = weak[labels]
+    return specks
 
 
 def _soft_edge(difference: np.ndarray, background: np.ndarray) -> np.ndarray:

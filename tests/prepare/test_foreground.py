@@ -59,6 +59,18 @@ def test_the_tolerance_follows_the_noise_of_the_border() -> None:
     assert wrong.float().mean() < 0.005
 
 
+@pytest.mark.parametrize("sigma", [0.004, 0.012])
+def test_noise_clipped_at_white_leaves_no_specks(sigma: float) -> None:
+    truth = _disc(size=200, centre=100.0, radius=50.0)
+    generator = torch.Generator().manual_seed(0)
+    noisy = _over([0.7, 0.2, 0.2], truth, [1.0, 1.0, 1.0]) + sigma * torch.randn(
+        200, 200, 3, generator=generator
+    )
+    found = foreground_alpha(noisy.clamp(0, 1))
+    assert not found.alpha[truth == 0].any()
+    assert (found.alpha[truth == 1] > 0.9).all()
+
+
 def test_a_part_cut_by_the_frame_is_still_told_from_the_background() -> None:
     truth = _disc(centre=8.0, radius=20.0)
     found = foreground_alpha(_over([0.2, 0.2, 0.6], truth, [1.0, 1.0, 1.0]))
