@@ -1,0 +1,1 @@
+"""Detection: difference maps of photo and render, calibrated scores, verdicts and metrics."""

@@ -1,0 +1,486 @@
+"""Photos with known cameras to splats: Adam on the photometric loss, densified under a budget, resumable.
+
+A run depends on its inputs and its config alone: every random choice is drawn from (seed, step), so a run that was
+killed and resumed ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prepare.atomic_write import write_json, write_with
+from prepare.camera import Camera, fit_within
+from prepare.errors import InputError
+from prepare.points import read_points
+from prepare.scene import Scene, View, ViewImage, load_view_image
+from recon.densify import GradientTally, SplatOptimizer, grow, prunable
+from recon.gaussians import Gaussians, gaussians_from_points
+from recon.initial_points import InitialPoints, Volume, common_volume, hull_points, neighbour_spacing, random_points
+from recon.losses import Target, make_target, photometric_loss, psnr
+from recon.rasterize import RasterOptions, choose_backend, rasterize
+from recon.rasterize_cpu import rasterize_cpu
+
+CROP_MARGIN_PX = 14  # around the part; the SSIM window needs 5
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a reference is fitted."""
+
+    steps: int = 3000
+    """Optimisation steps, one photo each."""
+    size_px: int = 400
+    """Photos are scaled down so that their longer side is at most this many pixels."""
+    splats: int = 50_000
+    """Most splats the reference may hold."""
+    initial_splats: int = 25_000
+    """Splats to start from."""
+    sh_degree: Literal[0, 1, 2, 3] = 2
+    """Degree of the view-dependent colour (spherical harmonics); 0 is matt."""
+    held_out_every: int = 8
+    """Every so manieth photo is not fitted but kept to measure quality and to calibrate scores; 0 keeps none."""
+    ssim_share: float = 0.2
+    """Weight of 1 - SSIM in the loss; the rest is L1."""
+    antialiased: bool = False
+    """Scale opacities with the screen-space blur, so that other distances render right."""
+    exposure: bool = False
+    """Fit a gain and a bias per colour channel for each photo (real photos with automatic exposure)."""
+    position_rate: float = 1.6e-4
+    """Adam learning rate of positions per unit of scene size; decays to a hundredth."""
+    densify_every: int = 100
+    """Steps between rounds of splitting and pruning."""
+    densify_until: float = 0.5
+    """Share of the steps after which the number of splats stays."""
+    seed: int = 0
+    """Seed of every random choice."""
+    checkpoint_seconds: float = 20.0
+    """Seconds between checkpoints that a killed fit resumes from; 0 writes none."""
+
+
+@dataclass(frozen=True)
+class FitProgress:
+    """One line of progress."""
+
+    step: int
+    steps: int
+    splats: int
+    psnr: float  # dB, running mean over the fitted crops
+    seconds: float  # since this process began to fit
+
+
+@dataclass(frozen=True)
+class FittedView:
+    """A photo of the scene as the fit saw it."""
+
+    name: str
+    camera: Camera  # at the fitted size
+    background: Float[Tensor, "rgb=3"]
+    held_out: bool
+    psnr: float  # dB, whole image
+    part_psnr: float  # dB, pixels of the part
+    gain: tuple[float, float, float]  # fitted exposure, 1 unless config.exposure
+    bias: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit gives."""
+
+    gaussians: Gaussians
+    views: tuple[FittedView, ...]
+    volume: Volume
+    initial_source: str  # where the first splats came from
+    seconds: float
+
+    def mean_psnr(self, *, held_out: bool, part: bool = False) -> float | None:
+        """Mean dB over held-out or fitted views, None where there are none."""
+        values = [v.part_psnr if part else v.psnr for v in self.views if v.held_out == held_out]
+        return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo in memory, on the background it is fitted over."""
+
+    name: str
+    camera: Camera
+    rgb: Float[Tensor, "height width rgb=3"]
+    alpha: Float[Tensor, "height width"]  # share of the part in the pixel
+    background: Float[Tensor, "rgb=3"]
+    valid: Float[Tensor, "height width"] | None  # weight in the loss, None: all
+
+
+def load_photo(view: View, size_px: int) -> Photo:
+    """`view` scaled to at most `size_px`, cut out over white where only a mask tells part from surroundings.
+
+    Raises: InputError for an image that cannot be read.
+    """
+    return photo_of(view.name, load_view_image(view, longest_px=size_px))
+
+
+def photo_of(name: str, image: ViewImage) -> Photo:
+    """A photo on a background that splats can be composited over."""
+    background = image.background
+    rgb = image.rgb
+    if background is None:
+        cut_out = bool((image.alpha < 0.999).any())
+        background = torch.full((3,), 1.0 if cut_out else 0.0)
+        if cut_out:
+            rgb = image.rgb * image.alpha[..., None] + (1 - image.alpha[..., None]) * background
+    valid = None if bool(image.valid.all()) else image.valid.float()
+    assert image.camera is not None
+    return Photo(name, image.camera, rgb.contiguous(), image.alpha, background, valid)
+
+
+def held_out_indices(count: int, every: int) -> set[int]:
+    """Which of `count` photos are kept from the fit: the middle one of each run of `every`."""
+    if every <= 1 or count < 2 * every:
+        return set()
+    return set(range(every // 2, count, every))
+
+
+def fit_scene(
+    scene: Scene,
+    config: FitConfig,
+    *,
+    checkpoint: Path | None = None,
+    device: torch.device | None = None,
+    on_photo: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[FitProgress], None] | None = None,
+) -> Fit:
+    """Splats of `scene`. With `checkpoint` (a folder), the run resumes from there and leaves its state there.
+
+    Raises: InputError for photos that cannot be read or a scene with fewer than two.
+    """
+    photos = []
+    for index, view in enumerate(scene.views):
+        photos.append(load_photo(view, config.size_px))
+        if on_photo is not None:
+            on_photo(index + 1, len(scene.views))
+    points = None if scene.points_path is None else read_points(scene.points_path)
+    cloud = None
+    if points is not None and len(points.positions) >= 100:
+        colours = torch.full_like(points.positions, 0.5) if points.colours is None else points.colours
+        cloud = InitialPoints(points.positions, colours, neighbour_spacing(points.positions), "point cloud")
+    return fit_photos(photos, config, cloud=cloud, checkpoint=checkpoint, device=device, on_progress=on_progress)
+
+
+def fit_photos(
+    photos: Sequence[Photo],
+    config: FitConfig,
+    *,
+    cloud: InitialPoints | None = None,
+    checkpoint: Path | None = None,
+    device: torch.device | None = None,
+    on_progress: Callable[[FitProgress], None] | None = None,
+) -> Fit:
+    """Splats that render as `photos`. See `fit_scene`.
+
+    Raises: InputError for fewer than two photos.
+    """
+    if len(photos) < 2:
+        raise InputError(f"{len(photos)} photo(s): a fit needs two at least, from different sides; add photos")
+    started = time.perf_counter()
+    device = device or torch.device("cpu")
+    held_out = held_out_indices(len(photos), config.held_out_every)
+    fitted = [i for i in range(len(photos)) if i not in held_out]
+    volume = common_volume([photos[i].camera for i in fitted])
+    identity = _identity(photos, config)
+    stored = _load_checkpoint(checkpoint, identity)
+    rates = learning_rates(config, volume)
+    if stored is None:
+        points = _initial_points([photos[i] for i in fitted], config, cloud)
+        source = points.source
+        gaussians = gaussians_from_points(
+            points.positions, points.colours, points.spacing, opacity=0.3, sh_degree=config.sh_degree
+        )
+        optimizer = SplatOptimizer(gaussians.to(device), rates)
+        tally = GradientTally.empty(len(optimizer))
+        first_step = 0
+        exposure = torch.zeros(len(photos), 2, 3, device=device)
+        exposure_moments = torch.zeros(2, len(photos), 2, 3, device=device)
+    else:
+        tensors, meta = stored
+        source = str(meta["initial_source"])
+        first_step = int(meta["step"])
+        means = tensors["means.value"]
+        like = gaussians_from_points(means, torch.zeros_like(means), means.new_ones(len(means)), sh_degree=config.sh_degree)
+        optimizer = SplatOptimizer(like.to(device), rates)
+        optimizer.load_state({name: tensor.to(device) for name, tensor in tensors.items()})
+        tally = GradientTally(tensors["tally.pull"], tensors["tally.views"])
+        exposure = tensors["exposure"].to(device)
+        exposure_moments = tensors["exposure_moments"].to(device)
+
+    crops = {i: _Crop.of(photos[i], device) for i in fitted}
+    options = [RasterOptions(sh_degree=d, antialiased=config.antialiased) for d in range(config.sh_degree + 1)]
+    on_cpu = choose_backend(device) == "cpu"
+    large = 0.01 * volume.half_size
+    last_save = time.perf_counter()
+    running = 0.0
+    end_of_growth = int(config.steps * config.densify_until)
+    rounds = max(1, end_of_growth // config.densify_every)
+    start_count = config.initial_splats if cloud is None else min(len(cloud.positions), config.splats)
+
+    for step in range(first_step, config.steps):
+        share = step / max(1, config.steps - 1)
+        for name, rate in rates.items():
+            optimizer.set_learning_rate(name, rate * (0.01 if name == "means" else 0.1) ** share)
+        index = fitted[_view_order(len(fitted), step, config.seed)]
+        crop = crops[index]
+        degree = min(config.sh_degree, int(share * 2.5 * (config.sh_degree + 1)))
+        gaussians = optimizer.gaussians
+        pull = torch.zeros(len(optimizer), 2)
+        growing = step < end_of_growth
+        if on_cpu:
+            render = rasterize_cpu(
+                gaussians, crop.camera, crop.background, None, options[degree], pull if growing else None
+            )
+        else:
+            render = rasterize(gaussians, crop.camera, crop.background, options=options[degree])
+        rgb = render.rgb
+        if config.exposure:
+            gain_bias = exposure[index].clone().requires_grad_()
+            part = rgb - (1 - render.alpha[..., None]) * crop.background
+            rgb = rgb + part * (gain_bias[0].exp() - 1) + gain_bias[1] * render.alpha[..., None]
+        loss = photometric_loss(rgb, crop.target, config.ssim_share)
+        loss.backward()
+        optimizer.step()
+        if config.exposure:
+            _exposure_step(exposure, exposure_moments, index, gain_bias.grad, step)
+        if growing and on_cpu:
+            tally.add(pull, float(crop.camera.width * crop.camera.height))
+        elif growing:
+            # gsplat's projected gradient is not exposed alike in all versions: the pull in 3D, in px, is equivalent.
+            gradient = optimizer.parameters["means"].grad
+            if gradient is not None:
+                tally.add(gradient[:, :2].cpu(), float(crop.camera.width * crop.camera.height))
+
+        done = step + 1
+        if growing and done % config.densify_every == 0:
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + done)
+            _prune(optimizer, tally, photos, fitted, volume, generator)
+            progress = min(1.0, (done // config.densify_every) / rounds)
+            wanted = round(start_count * (config.splats / start_count) ** progress)
+            grow(optimizer, tally, wanted, large, generator)
+            tally = GradientTally.empty(len(optimizer))
+        if on_progress is not None and (done % 10 == 0 or done == config.steps):
+            value = psnr(rgb.detach().cpu(), crop.target.planes.permute(1, 2, 0).cpu())
+            running = value if running == 0.0 else 0.9 * running + 0.1 * value
+            on_progress(FitProgress(done, config.steps, len(optimizer), running, time.perf_counter() - started))
+        if (
+            checkpoint is not None
+            and config.checkpoint_seconds > 0
+            and time.perf_counter() - last_save > config.checkpoint_seconds
+        ):
+            _save_checkpoint(checkpoint, identity, optimizer, tally, exposure, exposure_moments, done, source)
+            last_save = time.perf_counter()
+
+    gaussians = optimizer.gaussians.detached()
+    gaussians = gaussians.select(~prunable(gaussians, 0.005, 2 * volume.half_size)).to("cpu")
+    views = tuple(
+        _measure(photo, gaussians.to(device), options[-1], i in held_out, exposure[i].cpu())
+        for i, photo in enumerate(photos)
+    )
+    return Fit(gaussians, views, volume, source, time.perf_counter() - started)
+
+
+def learning_rates(config: FitConfig, volume: Volume) -> dict[str, float]:
+    """Adam's rates at the first step, by field (Kerbl et al. 2023, with positions per unit of the scene's size)."""
+    return {
+        "means": config.position_rate * 2.5 * volume.half_size,
+        "quats": 2e-3,
+        "log_scales": 1e-2,
+        "logit_opacities": 5e-2,
+        "sh": 5e-3,
+    }
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """The window of a photo that holds the part: all that is rasterised and compared during the fit."""
+
+    camera: Camera
+    target: Target
+    background: Float[Tensor, "rgb=3"]
+
+    @classmethod
+    def of(cls, photo: Photo, device: torch.device) -> _Crop:
+        rows = (photo.alpha > 0.02).any(dim=1).nonzero()[:, 0]
+        columns = (photo.alpha > 0.02).any(dim=0).nonzero()[:, 0]
+        height, width = photo.alpha.shape
+        if len(rows) == 0:
+            top, bottom, left, right = 0, height, 0, width
+        else:
+            top, bottom = max(0, int(rows[0]) - CROP_MARGIN_PX), min(height, int(rows[-1]) + 1 + CROP_MARGIN_PX)
+            left, right = max(0, int(columns[0]) - CROP_MARGIN_PX), min(width, int(columns[-1]) + 1 + CROP_MARGIN_PX)
+        camera = dataclasses.replace(
+            photo.camera,
+            world_to_cam=photo.camera.world_to_cam.to(device),
+            cx=photo.camera.cx - left,
+            cy=photo.camera.cy - top,
+            width=right - left,
+            height=bottom - top,
+        )
+        weight = None if photo.valid is None else photo.valid[top:bottom, left:right].to(device)
+        target = make_target(photo.rgb[top:bottom, left:right].to(device), weight)
+        return cls(camera, target, photo.background.to(device))
+
+
+def _initial_points(photos: Sequence[Photo], config: FitConfig, cloud: InitialPoints | None) -> InitialPoints:
+    generator = torch.Generator().manual_seed(config.seed)
+    if cloud is not None:
+        if len(cloud.positions) <= config.splats:
+            return cloud
+        chosen = torch.randperm(len(cloud.positions), generator=generator)[: config.splats]
+        positions = cloud.positions[chosen]
+        return InitialPoints(positions, cloud.colours[chosen], neighbour_spacing(positions), cloud.source)
+    cameras = [photo.camera for photo in photos]
+    hull = hull_points(
+        cameras, [p.rgb for p in photos], [p.alpha for p in photos], config.initial_splats, generator
+    )
+    return hull or random_points(cameras, config.initial_splats, generator)
+
+
+def _view_order(count: int, step: int, seed: int) -> int:
+    """Which fitted photo step `step` takes: each once per round, in an order drawn from (seed, round)."""
+    generator = torch.Generator().manual_seed(seed * 7919 + step // count + 1)
+    return int(torch.randperm(count, generator=generator)[step % count])
+
+
+def _prune(
+    optimizer: SplatOptimizer,
+    tally: GradientTally,
+    photos: Sequence[Photo],
+    fitted: Sequence[int],
+    volume: Volume,
+    generator: torch.Generator,
+) -> None:
+    """Drop splats that are faint, huge, not finite, or whose centre lies off the silhouette in two of twelve views."""
+    gaussians = optimizer.gaussians.detached()
+    drop = prunable(gaussians, 0.005, 0.5 * volume.half_size)
+    means = gaussians.means.cpu()
+    off = torch.zeros(len(means), dtype=torch.int32)
+    for i in torch.randperm(len(fitted), generator=generator)[:12].tolist():
+        photo = photos[fitted[i]]
+        if float(photo.alpha.min()) > 0.5:
+            continue
+        u, v, depth = photo.camera.project(means).unbind(-1)
+        seen = (depth > 0) & (u >= 0) & (u < photo.camera.width) & (v >= 0) & (v < photo.camera.height)
+        column, row = u.clamp(0, photo.camera.width - 1).long(), v.clamp(0, photo.camera.height - 1).long()
+        radius = 4
+        near = torch.nn.functional.max_pool2d(photo.alpha[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0]
+        off += seen & (near[row, column] < 0.05)
+    drop |= (off >= 2).to(drop.device)
+    if bool(drop.any()) and int((~drop).sum()) >= 16:
+        optimizer.keep(~drop)
+        kept = ~drop.cpu()
+        tally.pull, tally.views = tally.pull[kept], tally.views[kept]
+
+
+def _exposure_step(
+    exposure: Tensor, moments: Tensor, index: int, gradient: Tensor | None, step: int, rate: float = 2e-3
+) -> None:
+    """Adam on one photo's log gain and bias; moments per photo, so photos not drawn stay as they are."""
+    if gradient is None:
+        return
+    first, second = moments[0, index], moments[1, index]
+    first.mul_(0.9).add_(gradient, alpha=0.1)
+    second.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+    exposure[index] -= rate * first / (second.sqrt() + 1e-12)
+
+
+@torch.no_grad()
+def _measure(
+    photo: Photo, gaussians: Gaussians, options: RasterOptions, held_out: bool, exposure: Tensor
+) -> FittedView:
+    device = gaussians.device
+    camera = photo.camera.moved(photo.camera.world_to_cam.to(device))
+    render = rasterize(gaussians, camera, photo.background.to(device), options=options)
+    part = render.rgb - (1 - render.alpha[..., None]) * photo.background.to(device)
+    gain, bias = exposure[0].exp().to(device), exposure[1].to(device)
+    rgb = (render.rgb + part * (gain - 1) + bias * render.alpha[..., None]).cpu()
+    weight = photo.alpha if photo.valid is None else photo.alpha * photo.valid
+    return FittedView(
+        photo.name,
+        photo.camera,
+        photo.background,
+        held_out,
+        psnr(rgb, photo.rgb, photo.valid),
+        psnr(rgb, photo.rgb, weight),
+        tuple(gain.tolist()),
+        tuple(bias.tolist()),
+    )
+
+
+def _identity(photos: Sequence[Photo], config: FitConfig) -> dict[str, object]:
+    """What a checkpoint must agree with to be resumed."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "checkpoint_seconds"}
+    digest = [
+        [p.name, p.camera.width, p.camera.height, round(float(p.rgb.double().sum()), 3), p.camera.world_to_cam.tolist()]
+        for p in photos
+    ]
+    return json.loads(json.dumps({"version": 1, "config": settings, "photos": digest}))
+
+
+def _save_checkpoint(
+    folder: Path,
+    identity: dict[str, object],
+    optimizer: SplatOptimizer,
+    tally: GradientTally,
+    exposure: Tensor,
+    exposure_moments: Tensor,
+    step: int,
+    source: str,
+) -> None:
+    """Leave the state in `folder`: one file with the tensors, whose step is in the metadata, and one that identifies it."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in optimizer.state().items()}
+    tensors |= {"tally.pull": tally.pull.contiguous(), "tally.views": tally.views.contiguous()}
+    tensors |= {"exposure": exposure.cpu(), "exposure_moments": exposure_moments.cpu()}
+    write_json(folder / "identity.json", identity)
+    meta = {"step": str(step), "initial_source": source}
+    write_with(folder / "state.safetensors", lambda path: save_file(tensors, path, metadata=meta))
+
+
+def _load_checkpoint(
+    folder: Path | None, identity: dict[str, object]
+) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """The state in `folder`, None where there is none, it belongs to another fit, or it is damaged."""
+    if folder is None or not (folder / "state.safetensors").exists():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if json.loads((folder / "identity.json").read_text("utf-8")) != identity:
+            return None
+        with safe_open(folder / "state.safetensors", framework="pt") as opened:
+            meta = opened.metadata()
+        return load_file(folder / "state.safetensors"), meta
+    except (OSError, ValueError, SafetensorError):
+        return None
+
+
+def resumable_step(folder: Path) -> int | None:
+    """The step a checkpoint folder stands at, None without one; for the log."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "state.safetensors", framework="pt") as opened:
+            return int(opened.metadata()["step"])
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return None
+
+
+def fitted_size(camera: Camera, size_px: int) -> tuple[int, int]:
+    """Width and height in px at which a photo of `camera` is fitted."""
+    return fit_within(camera.width, camera.height, size_px)
