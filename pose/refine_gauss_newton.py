@@ -1,0 +1,125 @@
+"""Exact pose by Levenberg-Marquardt on the photometric residual, coarse to fine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pose.pyramid import PhotoLevel, SplatLevels, camera_at
+from pose.residual import Exposure, NormalEquations, Robustness, normal_equations
+from pose.se3 import moved_about, nearest_rigid
+from prepare.camera import Camera
+from recon.rasterize import RasterOptions
+
+
+@dataclass(frozen=True)
+class LevenbergConfig:
+    """How far each level is driven."""
+
+    huber: float = 0.1
+    """Residual norm (colour units) beyond which a pixel's weight falls."""
+    geman: float = 0.06
+    """Scale of the redescending weight used in a last round at the finest level; 0 leaves the round out."""
+    stop: float = 2e-5
+    """A level ends when the cost falls by less than this share."""
+    iterations: int = 40
+    """Most steps a level."""
+    last_iterations: int = 6
+    """Most steps of the redescending round."""
+    exposure: bool = False
+    """Also fit a gain and a bias per colour channel."""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Where refinement ended."""
+
+    camera: Camera  # at the size of the finest level used
+    cost: float  # mean robust loss per pixel at that level, under the Huber weight
+    iterations: int  # over all levels
+    normal: NormalEquations  # at the end
+    exposure: Exposure
+
+
+def refine_levenberg(
+    splats: SplatLevels,
+    levels: tuple[PhotoLevel, ...],
+    camera: Camera,
+    background: Float[Tensor, "rgb=3"],
+    pivot: Float[Tensor, "xyz=3"],
+    options: RasterOptions,
+    config: LevenbergConfig,
+    *,
+    last_round: bool = True,
+    exposure: Exposure | None = None,
+) -> Refined:
+    """`camera` moved to where the render matches the photo best.
+
+    Runs over `levels` from the first to the last. Source: Levenberg 1944, Marquardt 1963; analytic Jacobian of the
+    splat compositing (pose/residual.py).
+    """
+    exposure = exposure or Exposure()
+    iterations = 0
+    state: NormalEquations | None = None
+    for level in levels:
+        rounds = [(Robustness(config.huber), config.iterations)]
+        if last_round and level is levels[-1] and config.geman > 0:
+            rounds.append((Robustness(config.huber, config.geman), config.last_iterations))
+        for robustness, most in rounds:
+            camera, state, exposure, used = _drive(
+                splats, level, camera_at(camera, level), background, pivot, options, config, robustness, exposure, most
+            )
+            iterations += used
+    assert state is not None
+    return Refined(camera, state.cost / (camera.width * camera.height), iterations, state, exposure)
+
+
+def _drive(
+    splats: SplatLevels,
+    level: PhotoLevel,
+    camera: Camera,
+    background: Float[Tensor, "rgb=3"],
+    pivot: Float[Tensor, "xyz=3"],
+    options: RasterOptions,
+    config: LevenbergConfig,
+    robustness: Robustness,
+    exposure: Exposure,
+    most: int,
+) -> tuple[Camera, NormalEquations, Exposure, int]:
+    """One level under one robust weight, to convergence or `most` steps."""
+    gaussians = splats.at(level.size_px)
+
+    def evaluate(at: Camera) -> NormalEquations:
+        return normal_equations(
+            gaussians, at, background, level.target, pivot, robustness, exposure, options
+        )
+
+    state = evaluate(camera)
+    damping = 1e-3
+    used = 0
+    while used < most:
+        used += 1
+        if config.exposure:
+            exposure = state.exposure
+        scale = state.hessian.diagonal().clamp_min(1e-9 * float(state.hessian.diagonal().max()) + 1e-12)
+        system = state.hessian + damping * torch.diag(scale)
+        step = -torch.linalg.solve(system, state.gradient).to(torch.float32)
+        limit = float(step[:3].norm())
+        if limit > 0.35:  # a linearisation is not good for more than some 20 degrees
+            step = step * (0.35 / limit)
+        trial_camera = camera.moved(nearest_rigid(moved_about(camera.world_to_cam, step, pivot)))
+        trial = evaluate(trial_camera)
+        if trial.cost < state.cost:
+            gained = (state.cost - trial.cost) / max(state.cost, 1e-12)
+            camera, state = trial_camera, trial
+            damping = max(damping * 0.3, 1e-7)
+            if gained < config.stop:
+                break
+        else:
+            damping *= 8.0
+            if damping > 1e4:
+                break
+    return camera, state, exposure, used

@@ -1,0 +1,183 @@
+"""A fitted part on disk: `splats.ply`, `reference.json` and nothing that runs code when it is read.
+
+What pose and detection add (index, residual statistics, calibration) are files of their own in the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prepare.atomic_write import write_json
+from prepare.camera import Camera
+from prepare.errors import InputError
+from recon.fit import Fit
+from recon.gaussians import Gaussians
+from recon.initial_points import Volume
+from recon.ply import read_splats, write_splats
+from recon.rasterize import RasterOptions
+
+FORMAT_VERSION = 1
+MAX_JSON_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ReferenceView:
+    """A photo that the reference was made from."""
+
+    name: str
+    camera: Camera  # at the fitted size
+    background: Float[Tensor, "rgb=3"]
+    held_out: bool  # kept from the fit
+    psnr: float  # dB, whole image
+    part_psnr: float  # dB, pixels of the part
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A part as it should be."""
+
+    name: str
+    gaussians: Gaussians
+    views: tuple[ReferenceView, ...]
+    volume: Volume  # the cube that holds the part
+    options: RasterOptions  # how its splats are to be rendered
+    size_px: int  # longest side of the fitted photos
+    scene: str  # folder of the prepared scene it was fitted from; may be gone
+    scale_to_mm: float | None  # millimetres per world unit, None where unknown
+    settings: Mapping[str, Any]  # resolved fit config, versions, seed, device
+
+    @property
+    def camera(self) -> Camera:
+        """A typical camera: the first view's."""
+        return self.views[0].camera
+
+    @property
+    def background(self) -> Float[Tensor, "rgb=3"]:
+        """Median background of the views."""
+        return torch.stack([view.background for view in self.views]).median(dim=0).values
+
+    @property
+    def distance(self) -> float:
+        """Median distance of the cameras to the part's centre, world units."""
+        return float(torch.stack([(v.camera.centre - self.volume.centre).norm() for v in self.views]).median())
+
+    def nearest_view_deg(self, camera: Camera) -> float:
+        """Angle at the part's centre between `camera` and the nearest fitted view, degrees."""
+        direction = torch.nn.functional.normalize(camera.centre - self.volume.centre, dim=0)
+        others = torch.stack([v.camera.centre - self.volume.centre for v in self.views if not v.held_out])
+        cosine = (torch.nn.functional.normalize(others, dim=1) @ direction.to(others)).max()
+        return math.degrees(math.acos(float(cosine.clamp(-1, 1))))
+
+
+def reference_from_fit(
+    name: str, fit: Fit, options: RasterOptions, size_px: int, scene: Path, settings: Mapping[str, Any],
+    scale_to_mm: float | None = None,
+) -> Reference:  # fmt: skip
+    """A reference of a finished fit, in memory."""
+    views = tuple(
+        ReferenceView(v.name, v.camera, v.background, v.held_out, v.psnr, v.part_psnr) for v in fit.views
+    )
+    return Reference(
+        name, fit.gaussians, views, fit.volume, options, size_px, str(scene.resolve()), scale_to_mm, settings
+    )
+
+
+def save_reference(folder: Path, reference: Reference) -> None:
+    """Write `reference` into `folder`; `reference.json` comes last, so a folder that has it is whole."""
+    write_splats(folder / "splats.ply", reference.gaussians)
+    views = [
+        {
+            "name": view.name,
+            "world_to_cam": view.camera.world_to_cam.tolist(),
+            "fl_x": view.camera.fl_x,
+            "fl_y": view.camera.fl_y,
+            "cx": view.camera.cx,
+            "cy": view.camera.cy,
+            "w": view.camera.width,
+            "h": view.camera.height,
+            "background": view.background.tolist(),
+            "held_out": view.held_out,
+            "psnr": view.psnr,
+            "part_psnr": view.part_psnr,
+        }
+        for view in reference.views
+    ]
+    document = {
+        "format": "splatad-reference",
+        "version": FORMAT_VERSION,
+        "name": reference.name,
+        "axes": "OpenCV, world_to_cam",
+        "size_px": reference.size_px,
+        "antialiased": reference.options.antialiased,
+        "centre": reference.volume.centre.tolist(),
+        "half_size": reference.volume.half_size,
+        "scale_to_mm": reference.scale_to_mm,
+        "scene": reference.scene,
+        "settings": dict(reference.settings),
+        "views": views,
+    }
+    write_json(folder / "reference.json", document)
+
+
+def load_reference(folder: Path) -> Reference:
+    """The reference in `folder`.
+
+    Raises: InputError where it is missing, unfinished, damaged or of a newer format.
+    """
+    path = folder / "reference.json"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such reference; fit one with `splatad fit`")
+    if not path.is_file():
+        raise InputError(f"{folder}: no reference.json, the fit did not finish; run the same `splatad fit` again to resume")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise InputError(f"{path}: larger than {MAX_JSON_BYTES} bytes; fit the part again")
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        if document.get("format") != "splatad-reference" or document["version"] > FORMAT_VERSION:
+            raise InputError(f"{path}: not a reference this version reads; update splatad or fit the part again")
+        views = tuple(_read_view(entry) for entry in document["views"])
+        reference = Reference(
+            name=str(document["name"]),
+            gaussians=read_splats(folder / "splats.ply"),
+            views=views,
+            volume=Volume(torch.tensor(document["centre"], dtype=torch.float32), float(document["half_size"])),
+            options=RasterOptions(antialiased=bool(document["antialiased"])),
+            size_px=int(document["size_px"]),
+            scene=str(document["scene"]),
+            scale_to_mm=None if document["scale_to_mm"] is None else float(document["scale_to_mm"]),
+            settings=document["settings"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({type(error).__name__}: {error}); fit the part again") from error
+    if not views:
+        raise InputError(f"{path}: lists no views; fit the part again")
+    return reference
+
+
+def _read_view(entry: Mapping[str, Any]) -> ReferenceView:
+    camera = Camera(
+        torch.tensor(entry["world_to_cam"], dtype=torch.float32).reshape(4, 4),
+        float(entry["fl_x"]),
+        float(entry["fl_y"]),
+        float(entry["cx"]),
+        float(entry["cy"]),
+        int(entry["w"]),
+        int(entry["h"]),
+    )
+    return ReferenceView(
+        str(entry["name"]),
+        camera,
+        torch.tensor(entry["background"], dtype=torch.float32),
+        bool(entry["held_out"]),
+        float(entry["psnr"]),
+        float(entry["part_psnr"]),
+    )
