@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from recon.kernel.library import check, library
 
@@ -103,10 +104,35 @@ def _blur(planes: Float[Tensor, "rgb=3 height width"]) -> Float[Tensor, "rgb=3 h
     return F.conv2d(rows, window.view(1, 1, -1, 1), padding=(WINDOW // 2, 0))[:, 0]
 
 
+def _check_target(planes: Tensor, target: Target) -> None:
+    """Nothing where the kernel can trust the target: it reads plain memory.
+
+    Raises: ValueError for another size, TypeError for another type or device.
+    """
+    shapes = {
+        "planes": planes.shape,
+        "mean": planes.shape,
+        "mean_square": planes.shape,
+        "weight": planes.shape[1:],
+    }
+    for name, shape in shapes.items():
+        tensor: Tensor | None = getattr(target, name)
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise TypeError(
+                f"target's {name}: contiguous float32 on the CPU expected like the render, "
+                f"got {tensor.dtype} on {tensor.device}"
+            )
+        if tensor.shape != shape:
+            raise ValueError(f"target's {name}: shape {tuple(tensor.shape)}, {tuple(shape)} expected")
+
+
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, planes: Tensor, target: Target, ssim_share: float) -> Tensor:
         planes = planes.contiguous()
+        _check_target(planes, target)
         height, width = planes.shape[1:]
         gradient = torch.empty_like(planes) if ctx.needs_input_grad[0] else None
         scratch = planes.new_empty(18, height, width)
@@ -132,6 +158,7 @@ class _FusedLoss(torch.autograd.Function):
         return planes.new_tensor((1.0 - ssim_share) * l1 + ssim_share * (1.0 - ssim))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *v_loss: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         scale = float(v_loss[0])

@@ -31,7 +31,7 @@ def write_splats(path: Path, gaussians: Gaussians) -> None:
     columns = [gaussians.means, gaussians.sh[:, 0]]
     names = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2"]
     if terms > 1:
-        columns.append(gaussians.sh[:, 1:].transpose(1, 2).reshape(n, -1))
+        columns.append(gaussians.sh[:, 1:].transpose(1, 2).reshape(n, 3 * (terms - 1)))
         names += [f"f_rest_{i}" for i in range(3 * (terms - 1))]
     columns += [gaussians.logit_opacities[:, None], gaussians.log_scales, gaussians.quats]
     names += ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
@@ -73,7 +73,7 @@ def read_splats(path: Path) -> Gaussians:
             raise InputError(f"{path}: NaN or infinity in {names[0]}...; export the splats again")
         return torch.from_numpy(stacked)
 
-    rest = sorted((n for n in available if n.startswith("f_rest_")), key=lambda name: int(name[7:]))
+    rest = [f"f_rest_{i}" for i in range(sum(name.startswith("f_rest_") for name in available))]
     terms = len(rest) // 3 + 1
     if len(rest) % 3 or math.isqrt(terms) ** 2 != terms or terms > 16:
         raise InputError(f"{path}: {len(rest)} f_rest values; 0, 9, 24 or 45 are possible")
@@ -103,12 +103,14 @@ def _parse_header(path: Path, header: str) -> tuple[int, np.dtype]:
         if words[0] == "element":
             in_vertex = words[1:2] == ["vertex"]
             if in_vertex and len(words) == 3 and words[2].isdigit():
-                count = int(words[2])
+                count = int(words[2][:20])  # int() refuses thousands of digits, and 20 are too many already
             elif count < 0:
                 raise InputError(f"{path}: the first PLY element is not vertex; this is not a splat file")
         elif words[0] == "property" and in_vertex:
             if len(words) != 3 or words[1] not in _TYPES or words[2] in dict(fields):
-                raise InputError(f"{path}: PLY property {' '.join(words[1:])!r} cannot be used; export the splats again")
+                raise InputError(
+                    f"{path}: PLY property {' '.join(words[1:])!r} cannot be used; export the splats again"
+                )
             fields.append((words[2], _TYPES[words[1]]))
     if count < 0 or not fields:
         raise InputError(f"{path}: no vertex element in the PLY header; this is not a splat file")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from prepare.camera import Camera
 from recon.gaussians import Gaussians
@@ -99,8 +100,35 @@ def contiguous_float32(tensor: Tensor) -> Tensor:
     Raises: TypeError for another type or device: converting silently would hide a slow path.
     """
     if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-        raise TypeError(f"the CPU rasteriser takes float32 CPU tensors, got {tensor.dtype} on {tensor.device}")
+        raise TypeError(
+            f"the CPU rasteriser takes float32 CPU tensors, got {tensor.dtype} on {tensor.device}"
+        )
     return tensor.contiguous()
+
+
+def check_shapes(
+    means: Tensor,
+    quats: Tensor,
+    log_scales: Tensor,
+    logit_opacities: Tensor,
+    sh: Tensor,
+    colours: Tensor | None,
+    background: Tensor,
+) -> None:
+    """Nothing where the tensors fit each other: the kernel trusts their lengths and reads plain memory.
+
+    Raises: ValueError.
+    """
+    n = means.shape[0]
+    wanted = {"means": (n, 3), "quats": (n, 4), "log_scales": (n, 3), "logit_opacities": (n,)}
+    given = {"means": means, "quats": quats, "log_scales": log_scales, "logit_opacities": logit_opacities}
+    if colours is not None:
+        wanted["colours"], given["colours"] = (n, 3), colours
+    wanted["sh"], given["sh"] = (n, sh.shape[1] if sh.dim() == 3 else 1, 3), sh
+    wanted["background"], given["background"] = (3,), background
+    for name, tensor in given.items():
+        if tuple(tensor.shape) != wanted[name]:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)}, {wanted[name]} expected for {n} splats")
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -123,11 +151,13 @@ class _Rasterize(torch.autograd.Function):
         means2d_gradient: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         camera, options = view.camera, view.options
-        parameters = [contiguous_float32(t) for t in (means, quats, log_scales, logit_opacities, sh)]
+        check_shapes(means, quats, log_scales, logit_opacities, sh, colours, background)
+        means, quats, log_scales = map(contiguous_float32, (means, quats, log_scales))
+        logit_opacities, sh = map(contiguous_float32, (logit_opacities, sh))
         if colours is not None:
             colours = contiguous_float32(colours)
         background = contiguous_float32(background)
-        splats = splat_input(*parameters, colours, view.sh_degree)
+        splats = splat_input(means, quats, log_scales, logit_opacities, sh, colours, view.sh_degree)
         frame = camera_input(camera, world_to_cam, options)
         rgb = means.new_empty(3, camera.height, camera.width)
         alpha = means.new_empty(camera.height, camera.width)
@@ -144,15 +174,20 @@ class _Rasterize(torch.autograd.Function):
                 _address(depth),
             )
         )
-        ctx.save_for_backward(*parameters, colours, background, rgb, alpha, depth)
+        ctx.save_for_backward(
+            means, quats, log_scales, logit_opacities, sh, colours, background, rgb, alpha, depth
+        )
         ctx.splats, ctx.frame, ctx.context = splats, frame, context
         ctx.means2d_gradient = means2d_gradient
         ctx.set_materialize_grads(False)
         return rgb, alpha, depth
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *v_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        means, quats, log_scales, logit_opacities, sh, colours, background, rgb, alpha, depth = ctx.saved_tensors
+        means, quats, log_scales, logit_opacities, sh, colours, background, rgb, alpha, depth = (
+            ctx.saved_tensors
+        )
         v_rgb, v_alpha, v_depth = (None if v is None else v.contiguous() for v in v_outputs)
         if v_rgb is None:
             v_rgb = torch.zeros_like(rgb)

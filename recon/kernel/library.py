@@ -12,7 +12,7 @@ import sysconfig
 from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prepare.errors import MissingPartError
 
@@ -112,9 +112,13 @@ def library() -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(str(found))
     except OSError as error:
-        raise MissingPartError(f"{found}: cannot be loaded ({error}); build it again with scripts/setup") from error
+        raise MissingPartError(
+            f"{found}: cannot be loaded ({error}); build it again with scripts/setup"
+        ) from error
     if loaded.splatad_abi_version() != ABI_VERSION:
-        raise MissingPartError(f"{found}: built from other sources than these; build it again with scripts/setup")
+        raise MissingPartError(
+            f"{found}: built from other sources than these; build it again with scripts/setup"
+        )
     loaded.splatad_isa.restype = c_char_p
     loaded.splatad_create.restype = c_void_p
     loaded.splatad_destroy.argtypes = [c_void_p]
@@ -122,11 +126,14 @@ def library() -> ctypes.CDLL:
     loaded.splatad_backward.argtypes = [c_void_p] * 11
     loaded.splatad_pose_step.argtypes = [c_void_p] * 10
     loaded.splatad_ssim_moments.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
-    loaded.splatad_l1_ssim.argtypes = [c_void_p] * 5 + [c_int32, c_int32, c_float] + [c_void_p] * 3
+    pointers: list[Any] = [c_void_p] * 5
+    loaded.splatad_l1_ssim.argtypes = [*pointers, c_int32, c_int32, c_float, c_void_p, c_void_p, c_void_p]
     loaded.splatad_statistics.argtypes = [c_void_p, ctypes.POINTER(c_int64 * 3)]
     wanted = os.environ.get("SPLATAD_ISA")
     if wanted and loaded.splatad_choose_isa(wanted.encode()) != 0:
-        raise MissingPartError(f"SPLATAD_ISA={wanted}: this processor or build has no such path; use base, v3, v4 or auto")
+        raise MissingPartError(
+            f"SPLATAD_ISA={wanted}: this processor or build has no such path; use base, v3, v4 or auto"
+        )
     return loaded
 
 
@@ -150,7 +157,9 @@ def choose_instruction_set(name: InstructionSet) -> None:
     Raises: MissingPartError where this processor or build lacks it.
     """
     if library().splatad_choose_isa(name.encode()) != 0:
-        raise MissingPartError(f"instruction set {name}: not on this processor or not in this build; use base")
+        raise MissingPartError(
+            f"instruction set {name}: not on this processor or not in this build; use base"
+        )
 
 
 class ViewContext:
