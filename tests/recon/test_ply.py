@@ -16,8 +16,12 @@ from recon.ply import read_splats, write_splats
 def _splats(n: int, degree: int) -> Gaussians:
     generator = torch.Generator().manual_seed(degree)
     shapes = {
-        "means": (n, 3), "quats": (n, 4), "log_scales": (n, 3), "logit_opacities": (n,), "sh": (n, (degree + 1) ** 2, 3),
-    }  # fmt: skip
+        "means": (n, 3),
+        "quats": (n, 4),
+        "log_scales": (n, 3),
+        "logit_opacities": (n,),
+        "sh": (n, (degree + 1) ** 2, 3),
+    }
     return Gaussians(**{name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()})
 
 
@@ -146,7 +150,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     bad = tmp_path / "bad.ply"
     for length in (0, 3, 40, data.index(b"end_header") + 4, data.index(b"end_header") + 11, len(data) - 1):
         bad.write_bytes(data[:length])
-        with pytest.raises(InputError, match="bad.ply: "):
+        with pytest.raises(InputError, match=r"bad\.ply: "):
             read_splats(bad)
 
 
