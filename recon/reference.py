@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from prepare.atomic_write import write_json
 from prepare.camera import Camera
 from prepare.errors import InputError
+from prepare.undistort import Distortion
 from recon.fit import Fit
 from recon.gaussians import Gaussians
 from recon.initial_points import Volume
@@ -53,6 +54,7 @@ class Reference:
     size_px: int  # longest side of the fitted photos
     scene: str  # folder of the prepared scene it was fitted from; may be gone
     scale_to_mm: float | None  # millimetres per world unit, None where unknown
+    distortion: Distortion | None  # of the photos' lens; queries of the same lens are undistorted by it
     settings: Mapping[str, Any]  # resolved fit config, versions, seed, device
 
     @property
@@ -79,15 +81,31 @@ class Reference:
 
 
 def reference_from_fit(
-    name: str, fit: Fit, options: RasterOptions, size_px: int, scene: Path, settings: Mapping[str, Any],
+    name: str,
+    fit: Fit,
+    options: RasterOptions,
+    size_px: int,
+    scene: Path,
+    settings: Mapping[str, Any],
+    *,
     scale_to_mm: float | None = None,
-) -> Reference:  # fmt: skip
+    distortion: Distortion | None = None,
+) -> Reference:
     """A reference of a finished fit, in memory."""
     views = tuple(
         ReferenceView(v.name, v.camera, v.background, v.held_out, v.psnr, v.part_psnr) for v in fit.views
     )
     return Reference(
-        name, fit.gaussians, views, fit.volume, options, size_px, str(scene.resolve()), scale_to_mm, settings
+        name,
+        fit.gaussians,
+        views,
+        fit.volume,
+        options,
+        size_px,
+        str(scene.resolve()),
+        scale_to_mm,
+        distortion,
+        settings,
     )
 
 
@@ -122,6 +140,7 @@ def save_reference(folder: Path, reference: Reference) -> None:
         "half_size": reference.volume.half_size,
         "scale_to_mm": reference.scale_to_mm,
         "scene": reference.scene,
+        "distortion": None if reference.distortion is None else asdict(reference.distortion),
         "settings": dict(reference.settings),
         "views": views,
     }
@@ -154,6 +173,7 @@ def load_reference(folder: Path) -> Reference:
             size_px=int(document["size_px"]),
             scene=str(document["scene"]),
             scale_to_mm=None if document["scale_to_mm"] is None else float(document["scale_to_mm"]),
+            distortion=None if document["distortion"] is None else Distortion(**document["distortion"]),
             settings=document["settings"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,76 @@
+"""How a photo differs from the render at its camera: colour and structure, without learned weights.
+
+Channels, each >= 0 and zero for equal images, at full resolution:
+
+* `colour`: Lab distance / 100 of each pixel to the best match within one pixel in the other image, both ways, so that
+  edges off by part of a pixel do not count, a missing part and an added part do;
+* `coarse`: Lab distance / 100 of the two images blurred by 2 px: faint, wide changes;
+* `structure`: distance of the luminance gradients, tolerant of one pixel likewise.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from kornia.color import rgb_to_lab
+from torch import Tensor
+
+CHANNELS = ("colour", "coarse", "structure")
+
+
+def difference_channels(
+    photo: Float[Tensor, "height width rgb=3"], render: Float[Tensor, "height width rgb=3"]
+) -> Float[Tensor, "channel height width"]:
+    """The difference of the two images by channel, in the order of CHANNELS."""
+    images = torch.stack([photo, render]).clamp(0, 1).permute(0, 3, 1, 2)
+    lab = rgb_to_lab(images) / 100.0
+    coarse = blur(lab, 2.0)
+    luminance = blur(lab[:, :1], 0.7)
+    slope = torch.cat(
+        [
+            F.pad(luminance[..., :, 2:] - luminance[..., :, :-2], (1, 1, 0, 0)),
+            F.pad(luminance[..., 2:, :] - luminance[..., :-2, :], (0, 0, 1, 1)),
+        ],
+        dim=1,
+    )
+    return torch.stack(
+        [
+            tolerant_distance(lab[0], lab[1]),
+            (coarse[0] - coarse[1]).norm(dim=0),
+            tolerant_distance(slope[0], slope[1]),
+        ]
+    )
+
+
+def tolerant_distance(
+    a: Float[Tensor, "feature height width"], b: Float[Tensor, "feature height width"], reach: int = 1
+) -> Float[Tensor, "height width"]:
+    """Distance of each pixel to its best match within `reach` px in the other image, the larger of the two ways."""
+    return torch.maximum(_best_match(a, b, reach), _best_match(b, a, reach))
+
+
+def _best_match(
+    a: Float[Tensor, "feature height width"], b: Float[Tensor, "feature height width"], reach: int
+) -> Float[Tensor, "height width"]:
+    height, width = a.shape[1:]
+    padded = F.pad(b[None], (reach, reach, reach, reach), mode="replicate")[0]
+    best = torch.full((height, width), float("inf"), dtype=a.dtype, device=a.device)
+    for dy in range(2 * reach + 1):
+        for dx in range(2 * reach + 1):
+            shifted = padded[:, dy : dy + height, dx : dx + width]
+            best = torch.minimum(best, (a - shifted).square().sum(dim=0))
+    return best.sqrt()
+
+
+def blur(images: Float[Tensor, "batch channel height width"], sigma: float) -> Float[Tensor, "batch channel height width"]:
+    """Gaussian blur of standard deviation `sigma` px, edges replicated, cut at 3 sigma."""
+    radius = max(1, round(3 * sigma))
+    offset = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    window = torch.exp(-0.5 * (offset / sigma) ** 2)
+    window = window / window.sum()
+    batch, channel, height, width = images.shape
+    flat = images.reshape(batch * channel, 1, height, width)
+    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="replicate"), window.view(1, 1, 1, -1))
+    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="replicate"), window.view(1, 1, -1, 1))
+    return flat.reshape(batch, channel, height, width)

@@ -1,0 +1,148 @@
+"""What good photos leave: the residual that the reference's own photos show, kept on the splats.
+
+Each splat holds the mean squared difference, by channel, of the pixels it coloured in the reference photos. Rendered
+at a query's camera this is the variance to expect there: gloss, fine edges and badly reconstructed places excuse
+themselves. The idea of measuring against the reference's own views: shared/calibration.md; the sums are the backward
+pass of compositing by colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from detect.difference import difference_channels
+from prepare.atomic_write import write_with
+from prepare.camera import Camera
+from prepare.errors import InputError
+from recon.fit import Photo
+from recon.rasterize import rasterize
+from recon.reference import Reference
+
+HELD_OUT_WEIGHT = 3.0  # a held-out photo counts so many times: it was not fitted, so it shows what a new photo will
+PRIOR_PIXELS = 4.0  # pixels' worth of the average residual mixed into each splat
+
+
+@dataclass(frozen=True)
+class ExpectedResidual:
+    """What is normal, by splat."""
+
+    variance: Float[Tensor, "n channel"]  # mean squared difference of good photos where the splat shows
+    seen: Float[Tensor, " n"]  # pixels' worth of evidence, summed over the photos
+    background: Float[Tensor, " channel"]  # mean squared difference where no splat shows
+
+
+Difference = Callable[
+    [Float[Tensor, "height width rgb=3"], Float[Tensor, "height width rgb=3"]],
+    Float[Tensor, "channel height width"],
+]
+
+
+@dataclass(frozen=True)
+class ResidualSums:
+    """Evidence that adds up over photos: leaving one out is a subtraction."""
+
+    squared: Float[Tensor, "n channel"]  # sum over pixels of compositing weight times squared difference
+    seen: Float[Tensor, " n"]  # sum over pixels of compositing weight
+    off_squared: Float[Tensor, " channel"]  # the same for the pixels' uncovered share
+    off_seen: float
+
+    def plus(self, other: ResidualSums, times: float = 1.0) -> ResidualSums:
+        """These sums and `times` those of `other`; a negative number takes them out."""
+        return ResidualSums(
+            self.squared + times * other.squared,
+            self.seen + times * other.seen,
+            self.off_squared + times * other.off_squared,
+            self.off_seen + times * other.off_seen,
+        )
+
+    def expected(self) -> ExpectedResidual:
+        """Means, with a little of the overall mean mixed in where a splat was seen in few pixels."""
+        seen = self.seen.clamp_min(0.0)
+        average = self.squared.sum(dim=0) / seen.sum().clamp_min(1.0)
+        variance = (self.squared.clamp_min(0.0) + PRIOR_PIXELS * average) / (seen + PRIOR_PIXELS)[:, None]
+        return ExpectedResidual(variance, seen, self.off_squared.clamp_min(0.0) / max(self.off_seen, 1.0))
+
+
+@torch.no_grad()
+def residual_sums(
+    reference: Reference, photo: Photo, difference: Difference = difference_channels
+) -> ResidualSums:
+    """What one good photo, at its own camera, says of each splat."""
+    device = reference.gaussians.device
+    camera = photo.camera.moved(photo.camera.world_to_cam.to(device))
+    render = rasterize(reference.gaussians, camera, photo.background.to(device), options=reference.options)
+    squared = difference(photo.rgb.to(device), render.rgb).square()
+    weight = torch.ones_like(squared[0]) if photo.valid is None else photo.valid.to(device)
+    to_splats = _to_splats(reference, camera, torch.cat([squared * weight, weight[None]]))
+    off = (1.0 - render.alpha) * weight
+    return ResidualSums(
+        to_splats[:, :-1].cpu(), to_splats[:, -1].cpu(), (squared * off).sum(dim=(1, 2)).cpu(), float(off.sum())
+    )
+
+
+@torch.no_grad()
+def expected_deviation(
+    reference: Reference, expected: ExpectedResidual, camera: Camera
+) -> tuple[Float[Tensor, "channel height width"], Float[Tensor, "height width"]]:
+    """Root mean square difference to expect at each pixel by channel, and how much evidence (in pixels) it rests on."""
+    device = reference.gaussians.device
+    values = torch.cat([expected.variance, expected.seen.clamp_max(1e4)[:, None]], dim=1).to(device)
+    background = torch.cat([expected.background, torch.tensor([1e4])]).to(device)
+    planes = []
+    for start in range(0, values.shape[1], 3):
+        part = values[:, start : start + 3]
+        over = background[start : start + 3]
+        missing = 3 - part.shape[1]
+        if missing:
+            part = torch.cat([part, part.new_zeros(len(part), missing)], dim=1)
+            over = torch.cat([over, over.new_zeros(missing)])
+        shown = rasterize(reference.gaussians, camera, over, colours=part.contiguous(), options=reference.options).rgb
+        planes.append(shown[..., : 3 - missing].permute(2, 0, 1))
+    stacked = torch.cat(planes)
+    return stacked[:-1].clamp_min(0).sqrt(), stacked[-1]
+
+
+def save_expected(path: Path, expected: ExpectedResidual) -> None:
+    """Write to a .safetensors file, atomically."""
+    tensors = {"variance": expected.variance, "seen": expected.seen, "background": expected.background}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_with(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-expected-1"}))
+
+
+def load_expected(path: Path) -> ExpectedResidual:
+    """What `save_expected` wrote.
+
+    Raises: InputError where it is missing or damaged.
+    """
+    try:
+        tensors = load_file(path)
+        return ExpectedResidual(tensors["variance"], tensors["seen"], tensors["background"])
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path}: the residual statistics cannot be read ({error}); run `splatad fit` again") from error
+
+
+def _to_splats(
+    reference: Reference, camera: Camera, planes: Float[Tensor, "channel height width"]
+) -> Float[Tensor, "n channel"]:
+    """For each splat the sum over pixels of its compositing weight times `planes`."""
+    gaussians = reference.gaussians
+    parts = []
+    for start in range(0, planes.shape[0], 3):
+        part = planes[start : start + 3]
+        missing = 3 - part.shape[0]
+        if missing:
+            part = torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
+        with torch.enable_grad():
+            colours = torch.zeros(len(gaussians), 3, device=gaussians.device, requires_grad=True)
+            shown = rasterize(gaussians, camera, colours=colours, options=reference.options).rgb
+            (gradient,) = torch.autograd.grad(shown, colours, part.permute(1, 2, 0))
+        parts.append(gradient[:, : 3 - missing])
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,49 @@
+"""OK, NG or CANNOT TELL, with the reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from detect.anomaly_map import AnomalyMap
+from detect.calibrate import Calibration
+from pose.locate import Located
+
+VerdictName = Literal["OK", "NG", "CANNOT TELL"]
+MOST_UNKNOWN = 0.2  # share of the part in the photo that the reference never showed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do with the part."""
+
+    name: VerdictName
+    reasons: tuple[str, ...]  # plain sentences, at least one
+
+
+def no_part_verdict(least_share: float) -> Verdict:
+    """The verdict on a photo in which nothing stands out from the background."""
+    return Verdict(
+        "CANNOT TELL", (f"no part found: less than {least_share:.1%} of the photo differs from its background",)
+    )
+
+
+def decide(
+    located: Located, anomaly: AnomalyMap, part_px: int, calibration: Calibration
+) -> Verdict:
+    """The verdict on a photo with its camera, its map and the number of pixels that show the part.
+
+    A pose that is not believed, or a part mostly unseen by the reference, is CANNOT TELL whatever the score.
+    """
+    if not located.believed:
+        return Verdict("CANNOT TELL", located.reasons)
+    unknown = float((~anomaly.known).sum()) / max(1, part_px)
+    if unknown > MOST_UNKNOWN:
+        return Verdict(
+            "CANNOT TELL", (f"{unknown:.0%} of the part in the photo was not shown by any reference photo",)
+        )
+    ratio = anomaly.score / max(calibration.threshold, 1e-12)
+    if anomaly.score > calibration.threshold:
+        return Verdict("NG", (f"anomaly score {anomaly.score:.2f}, {ratio:.1f} times the threshold {calibration.threshold:.2f}",))
+    reason = f"anomaly score {anomaly.score:.2f}, below the threshold {calibration.threshold:.2f}"
+    return Verdict("OK", (reason,))

@@ -1,0 +1,173 @@
+"""`splatad fit`: photos of a good part become a reference (splats, pose index, calibration)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+# Nothing here imports torch: the command line reads this class to print its help.
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fit Gaussian splats to a prepared scene and calibrate verdicts on photos kept from the fit.
+
+    A fit that was stopped goes on where it was when the same command is given again.
+    """
+
+    class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    """Name of a prepared scene in the workspace, for example 01Gorilla; the only one if not given."""
+    scene: Path | None = None
+    """A folder with a transforms.json instead of a scene of the workspace."""
+    name: str | None = None
+    """Name of the reference; the scene's if not given."""
+    workspace: Path | None = None
+    """Where references are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    preset: Literal["fast", "default", "best"] = "default"
+    """How much time to spend: fast for a first look, best for the record. The flags below override it."""
+    steps: int | None = None
+    """Optimisation steps."""
+    splats: int | None = None
+    """Most splats the reference may hold."""
+    size_px: int | None = None
+    """Longer side to which photos are scaled down, px; defects smaller than a pixel then are lost."""
+    sh_degree: Literal[0, 1, 2, 3] | None = None
+    """Degree of the view-dependent colour: 0 matt, 3 glossy."""
+    held_out_every: int | None = None
+    """Every so manieth photo is kept from the fit to calibrate the threshold; 0 keeps none."""
+    exposure: bool | None = None
+    """Fit each photo's gain and bias: for real photos with automatic exposure."""
+    antialiased: bool | None = None
+    """Render right from other distances than the photos'."""
+    seed: int = 0
+    """Seed of every random choice."""
+    false_alarm_rate: float = 0.05
+    """Share of good photos that may be called NG."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    again: bool = False
+    """Fit anew though a finished reference with these settings is there."""
+
+
+Command = Fit
+
+
+def run(config: Fit) -> int:
+    """0 once the reference is written whole.
+
+    Raises: InputError, UsageError, MissingPartError.
+    """
+    import shutil
+    import time
+
+    from prepare.errors import InputError, UsageError
+    from prepare.scene import load_scene
+    from recon.fit import FitProgress, fit_photos, initial_cloud, load_photo, resumable_step
+    from recon.rasterize import RasterOptions
+    from recon.reference import load_reference, reference_from_fit
+    from splatad.reference_dir import choose_device, find_scene, finish_reference
+    from splatad.run_record import run_settings
+    from splatad.terminal import Terminal
+    from splatad.workspace import open_workspace
+
+    workspace = open_workspace(config.workspace)
+    folder = find_scene(workspace, config.class_, config.scene)
+    if not 0.0 < config.false_alarm_rate < 1.0:
+        raise UsageError(f"--false-alarm-rate {config.false_alarm_rate}: must lie between 0 and 1, for example 0.05")
+    device = choose_device(config.device)
+    scene = load_scene(folder)
+    name = config.name or scene.name
+    if not name or name != Path(name).name or name.startswith("."):
+        raise UsageError(f"--name {name!r}: give a plain name, it becomes a folder in the workspace")
+    fit_config = _fit_config(config)
+    settings = run_settings(fit_config, device) | {"false_alarm_rate": config.false_alarm_rate}
+    target = workspace.reference(name)
+    terminal = Terminal()
+    if (target / "reference.json").exists() and not config.again:
+        try:
+            existing = load_reference(target)
+        except InputError:
+            existing = None
+        same = existing is not None and dict(existing.settings).get("fit") == settings["fit"]
+        if same and existing is not None and existing.settings.get("false_alarm_rate") == config.false_alarm_rate:
+            terminal.say(f"{target}: already fitted with these settings; --again fits it anew")
+            terminal.say(f"next: splatad detect --class {name} --query PHOTO_OR_FOLDER")
+            return 0
+    if scene.missing:
+        terminal.say(f"{scene.name}: {len(scene.missing)} listed photos are not there and left out: {_few(scene.missing)}")
+
+    started = time.perf_counter()
+    photos = []
+    with terminal.bar("reading photos", len(scene.views)) as bar:
+        for view in scene.views:
+            photos.append(load_photo(view, fit_config.size_px))
+            bar.advance()
+    checkpoint = target / "checkpoint"
+    step = resumable_step(checkpoint)
+    if step is not None and not config.again:
+        terminal.say(f"going on from step {step} of an earlier run (used only if its photos and settings are the same)")
+    elif config.again and checkpoint.exists():
+        shutil.rmtree(checkpoint)
+    with terminal.bar("fitting splats", fit_config.steps) as bar:
+
+        def show(progress: FitProgress) -> None:
+            bar.to(progress.step, f"{progress.splats:,} splats  {progress.psnr:.1f} dB")
+
+        fit = fit_photos(
+            photos, fit_config, cloud=initial_cloud(scene), checkpoint=checkpoint, device=device, on_progress=show
+        )
+    reference = reference_from_fit(
+        name,
+        fit,
+        RasterOptions(antialiased=fit_config.antialiased),
+        fit_config.size_px,
+        folder if folder.is_dir() else folder.parent,
+        settings,
+        scale_to_mm=scene.scale_to_mm,
+        distortion=scene.views[0].distortion,
+    )
+    with terminal.stages() as stage:
+        loaded = finish_reference(target, reference, photos, config.false_alarm_rate, on_step=stage.to)
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint)
+
+    seconds = time.perf_counter() - started
+    held, part = fit.mean_psnr(held_out=True), fit.mean_psnr(held_out=True, part=True)
+    quality = (
+        f"held-out photos {held:.1f} dB, {part:.1f} dB on the part"
+        if held is not None and part is not None
+        else f"fitted photos {fit.mean_psnr(held_out=False):.1f} dB; none was held out"
+    )
+    terminal.say(f"{name}: {len(fit.gaussians):,} splats from {len(photos)} photos in {seconds:.0f} s ({fit.initial_source})")
+    terminal.say(f"  {quality}")
+    terminal.say(f"  threshold {loaded.calibration.threshold:.2f}: {loaded.calibration.note}")
+    terminal.say(f"  written to {target}; {target / 'splats.ply'} opens in any splat viewer")
+    terminal.say(f"next: splatad detect --class {name} --query PHOTO_OR_FOLDER")
+    return 0
+
+
+def _fit_config(config: Fit):  # noqa: ANN202  the return type would import torch for --help
+    import dataclasses
+
+    from prepare.errors import UsageError
+    from recon.fit import preset
+
+    overrides = {
+        field: value
+        for field in ("steps", "splats", "size_px", "sh_degree", "held_out_every", "exposure", "antialiased")
+        if (value := getattr(config, field)) is not None
+    }
+    for field, least in (("steps", 1), ("splats", 16), ("size_px", 16), ("held_out_every", 0)):
+        if overrides.get(field, least) < least:
+            raise UsageError(f"--{field.replace('_', '-')} {overrides[field]}: must be {least} at least")
+    base = preset(config.preset)
+    if "splats" in overrides and overrides["splats"] < base.initial_splats:
+        overrides["initial_splats"] = overrides["splats"]
+    return dataclasses.replace(base, seed=config.seed, **overrides)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

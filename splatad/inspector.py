@@ -1,0 +1,208 @@
+"""One photo in, one inspection out: load, locate, render, compare, decide. Keeps the reference loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from detect.anomaly_map import AnomalyMap
+from detect.defects import Defect, find_defects
+from detect.verdict import Verdict, decide, no_part_verdict
+from pose.locate import Located, LocateConfig, locate
+from prepare.camera import Camera
+from prepare.errors import InputError
+from prepare.image import image_size
+from prepare.scene import ViewImage, load_query_image
+from recon.rasterize import RasterOptions, Render, rasterize
+from splatad.reference_dir import LoadedReference, load_whole_reference
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in one photo."""
+
+    name: str
+    verdict: Verdict
+    photo: Float[Tensor, "height width rgb=3"]  # as compared: scaled, over the reference's background
+    alpha: Float[Tensor, "height width"]  # the part's share of each photo pixel
+    located: Located | None  # None where no part was found
+    render: Render | None  # of the reference at the found camera
+    anomaly: AnomalyMap | None
+    defects: tuple[Defect, ...]  # strongest first; empty unless NG
+    seconds: Mapping[str, float]  # by stage
+
+    @property
+    def score(self) -> float | None:
+        return None if self.anomaly is None else self.anomaly.score
+
+
+class Inspector:
+    """Inspects photos against one reference. A photo's result depends on that photo alone."""
+
+    def __init__(self, loaded: LoadedReference, config: LocateConfig | None = None) -> None:
+        self.loaded = loaded
+        self.config = config or LocateConfig()
+
+    @classmethod
+    def open(cls, folder: Path, device: torch.device | None = None) -> Inspector:
+        """An inspector for the reference in `folder`.
+
+        Raises: InputError where it is not a finished reference.
+        """
+        return cls(load_whole_reference(folder, device))
+
+    def inspect(self, path: Path) -> Inspection:
+        """The inspection of the photo in `path`.
+
+        Raises: InputError for a file that is no readable photo, or whose shape is not that of the reference's photos.
+        """
+        started = time.perf_counter()
+        reference = self.loaded.reference
+        lens = lens_for(reference.camera, *image_size(path), path)
+        image = load_query_image(
+            path, longest_px=reference.size_px, camera=lens, distortion=reference.distortion
+        )
+        read = time.perf_counter() - started
+        return self.inspect_image(path.name, image, {"read": read})
+
+    def inspect_image(
+        self, name: str, image: ViewImage, seconds: Mapping[str, float] | None = None
+    ) -> Inspection:
+        """The inspection of an image in memory; `image.camera` gives the lens, its pose is not looked at."""
+        assert image.camera is not None
+        loaded = self.loaded
+        reference = loaded.reference
+        device = reference.gaussians.device
+        background = reference.background
+        photo = over_background(image, background)
+        times = dict(seconds or {})
+        located = locate(
+            reference,
+            loaded.index,
+            loaded.levels,
+            photo,
+            image.alpha,
+            image.camera,
+            background=background,
+            config=self.config,
+            limits=loaded.calibration.belief,
+        )
+        if located is None:
+            verdict = no_part_verdict(loaded.calibration.belief.least_part_share)
+            return Inspection(name, verdict, photo, image.alpha, None, None, None, (), times)
+        times |= located.seconds
+        started = time.perf_counter()
+        camera = located.camera.moved(located.camera.world_to_cam.to(device))
+        options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
+        with torch.no_grad():
+            render = rasterize(reference.gaussians, camera, background.to(device), options=options)
+            anomaly = loaded.detector.anomaly_map(photo.to(device), render, camera)
+        part_px = int(((render.alpha.cpu() > 0.5) | (image.alpha > 0.5)).sum())
+        verdict = decide(located, anomaly, part_px, loaded.calibration)
+        defects: tuple[Defect, ...] = ()
+        if verdict.name == "NG":
+            threshold = min(loaded.calibration.threshold, anomaly.score)
+            defects = find_defects(anomaly, threshold, image.alpha, render, camera)
+        times["compare"] = time.perf_counter() - started
+        return Inspection(name, verdict, photo, image.alpha, located, render, anomaly, defects, times)
+
+
+def over_background(
+    image: ViewImage, background: Float[Tensor, "rgb=3"]
+) -> Float[Tensor, "height width rgb=3"]:
+    """The photo with its own plain background exchanged for `background`; as it is where its background is not plain."""
+    if image.background is None:
+        return image.rgb
+    share = 1.0 - image.alpha[..., None]
+    return (image.rgb + share * (background - image.background)).clamp(0, 1)
+
+
+def lens_for(camera: Camera, width: int, height: int, path: Path) -> Camera:
+    """The reference's lens for a photo of this size: scaled, or turned by a quarter where portrait meets landscape.
+
+    Raises: InputError where neither shape fits.
+    """
+
+    def fits(a: float, b: float) -> bool:
+        return abs(a / b - 1.0) < 0.02
+
+    ratio = width / height
+    if fits(ratio, camera.width / camera.height):
+        return camera.resized(width, height)
+    if fits(ratio, camera.height / camera.width):
+        turned = Camera(
+            camera.world_to_cam, camera.fl_y, camera.fl_x, camera.cy, camera.cx, camera.height, camera.width
+        )
+        return turned.resized(width, height)
+    raise InputError(
+        f"{path}: {width} x {height} px, but the reference's photos are {camera.width} x {camera.height}; "
+        "take the photo with the same camera, uncropped"
+    )
+
+
+def verdict_document(inspection: Inspection, loaded: LoadedReference, version: str) -> dict[str, Any]:
+    """What goes into `verdict.json`: plain values only."""
+    located, anomaly = inspection.located, inspection.anomaly
+    reference, calibration = loaded.reference, loaded.calibration
+    pose: dict[str, Any] | None = None
+    if located is not None:
+        camera = located.camera
+        pose = {
+            "believed": located.believed,
+            "world_to_cam": camera.world_to_cam.tolist(),
+            "axes": "OpenCV (x right, y down, z forward)",
+            "fl_x": camera.fl_x,
+            "fl_y": camera.fl_y,
+            "cx": camera.cx,
+            "cy": camera.cy,
+            "w": camera.width,
+            "h": camera.height,
+            "inliers": located.inliers,
+            "overlap": located.overlap,
+            "sigma_deg": _finite(located.sigma_deg),
+            "sigma_shift_share": _finite(located.sigma_shift),
+            "agreement": located.agreement,
+            "nearest_reference_view_deg": located.nearest_view_deg,
+        }
+    scale = reference.scale_to_mm
+    return {
+        "format": "splatad-verdict",
+        "version": 1,
+        "splatad": version,
+        "photo": inspection.name,
+        "reference": reference.name,
+        "verdict": inspection.verdict.name,
+        "reasons": list(inspection.verdict.reasons),
+        "score": None if anomaly is None else anomaly.score,
+        "threshold": calibration.threshold,
+        "false_alarm_rate": calibration.false_alarm_rate,
+        "attainable_rate": calibration.attainable_rate,
+        "threshold_note": calibration.note,
+        "unknown_px": None if anomaly is None else int((~anomaly.known).sum()),
+        "pose": pose,
+        "defects": [
+            {
+                "kind": defect.kind,
+                "box_px": list(defect.box),
+                "area_px": defect.area_px,
+                "peak": defect.peak,
+                "mean": defect.mean,
+                "centre": None if defect.centre is None else list(defect.centre),
+                "extent": defect.extent,
+                "extent_mm": None if scale is None or defect.extent is None else defect.extent * scale,
+            }
+            for defect in inspection.defects
+        ],
+        "seconds": {stage: round(value, 4) for stage, value in inspection.seconds.items()},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if value == value and abs(value) != float("inf") else None

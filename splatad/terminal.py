@@ -1,0 +1,98 @@
+"""Progress and messages: bars with time left on a terminal, a plain line now and then where output goes to a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 10.0  # between plain lines
+
+
+class Bar:
+    """One running count."""
+
+    def __init__(self, label: str, total: int, progress: Progress | None, console: Console) -> None:
+        self._label, self._total, self._done = label, total, 0
+        self._progress, self._console = progress, console
+        self._task: TaskID | None = None
+        self._started = self._told = time.perf_counter()
+        if progress is not None:
+            self._task = progress.add_task(label, total=total, note="")
+
+    def advance(self) -> None:
+        self.to(self._done + 1)
+
+    def to(self, done: int, note: str = "") -> None:
+        """Show that `done` of all are done."""
+        self._done = done
+        now = time.perf_counter()
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+        elif now - self._told >= PLAIN_SECONDS or (done == self._total and now - self._started >= PLAIN_SECONDS):
+            self._told = now
+            left = (now - self._started) / max(done, 1) * (self._total - done)
+            self._console.print(
+                f"{self._label}: {done}/{self._total}  {note}  {left:.0f} s left", markup=False, highlight=False, soft_wrap=True
+            )
+
+
+class Stages:
+    """Counts that follow one another, each named when it begins."""
+
+    def __init__(self, progress: Progress | None, console: Console) -> None:
+        self._progress, self._console = progress, console
+        self._bars: dict[str, Bar] = {}
+
+    def to(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` of `stage` are done."""
+        if stage not in self._bars:
+            self._bars[stage] = Bar(stage, total, self._progress, self._console)
+        self._bars[stage].to(done)
+
+
+class Terminal:
+    """Where a command talks to its user: standard output, so that errors alone are on standard error."""
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stdout)
+
+    def say(self, text: str) -> None:
+        """One line as it is; file names are not taken for markup."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def print(self, renderable: object) -> None:
+        """A rich table or the like."""
+        self._console.print(renderable)
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Bar]:
+        """A count from 0 to `total`."""
+        with self._maybe_progress() as progress:
+            yield Bar(label, total, progress, self._console)
+
+    @contextmanager
+    def stages(self) -> Iterator[Stages]:
+        """Several counts, one after another."""
+        with self._maybe_progress() as progress:
+            yield Stages(progress, self._console)
+
+    @contextmanager
+    def _maybe_progress(self) -> Iterator[Progress | None]:
+        if not self._console.is_terminal:
+            yield None
+            return
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            yield progress
