@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ MAP_SIZE = 224  # px, both sides of SplatPose's map
 MAP_SIGMA = 4.0  # px of that map
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A frozen network that sees one picture at several scales."""
 
@@ -112,8 +113,8 @@ class TappedNetwork:
         self.taps = taps
         self.network = network
         frozen(network)
-        self.channels = tuple(network.block_channels[tap] for tap in taps)
-        self.strides = tuple(network.block_strides[tap] for tap in taps)
+        self.channels: tuple[int, ...] = tuple(network.block_channels[tap] for tap in taps)
+        self.strides: tuple[int, ...] = tuple(network.block_strides[tap] for tap in taps)
 
     def features(
         self, rgb: Float[Tensor, "height width rgb=3"]
