@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pose.locate import BeliefLimits, Located
 from prepare.atomic_write import write_json
 from prepare.errors import InputError, UsageError
-
-from pose.locate import BeliefLimits, Located
 
 EXTRAPOLATED_SIGMAS = 0.5  # how far beyond the highest good score the threshold goes where n is too small, in log sigmas
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pose.coarse import Hypothesis, coarse_cameras
+from pose.coarse import coarse_cameras
 from pose.index import RENDER_PX, PoseIndex
 from pose.pyramid import LEVELS_PX, PhotoLevel, SplatLevels, photo_pyramid
 from pose.refine_gauss_newton import LevenbergConfig, Refined, refine_levenberg

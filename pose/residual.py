@@ -43,8 +43,8 @@ class Exposure:
 class NormalEquations:
     """One Gauss-Newton pass at a pose."""
 
-    hessian: Float[Tensor, "6 6"]  # sum of w J^T J, float64
-    gradient: Float[Tensor, "6"]  # sum of w J^T r, float64
+    hessian: Float[Tensor, "six=6 six=6"]  # sum of w J^T J, float64
+    gradient: Float[Tensor, "six=6"]  # sum of w J^T r, float64
     cost: float  # sum of robust losses
     squared: float  # sum of squared residuals
     weight: float  # sum of the weights
@@ -77,7 +77,7 @@ def normal_equations(
     world_to_cam = camera.world_to_cam
     parameters = [contiguous_float32(t.detach()) for t in gaussians.tensors().values()]
     degree = gaussians.sh_degree if options.sh_degree is None else min(options.sh_degree, gaussians.sh_degree)
-    splats = splat_input(*parameters, None, degree)
+    splats = splat_input(parameters, None, degree)
     frame = camera_input(camera, world_to_cam, options)
     background = contiguous_float32(background)
     target = contiguous_float32(target)

@@ -30,7 +30,7 @@ def cross_matrix(vector: Float[Tensor, "xyz=3"]) -> Float[Tensor, "3 3"]:
 
 
 def moved_about(
-    world_to_cam: Float[Tensor, "4 4"], step: Float[Tensor, "6"], pivot: Float[Tensor, "xyz=3"]
+    world_to_cam: Float[Tensor, "4 4"], step: Float[Tensor, "six=6"], pivot: Float[Tensor, "xyz=3"]
 ) -> Float[Tensor, "4 4"]:
     """`world_to_cam` after a turn by step[:3] (radians, camera axes) about the world point `pivot`, then a shift step[3:].
 

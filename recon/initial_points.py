@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -108,7 +109,7 @@ def neighbour_spacing(positions: Float[Tensor, "n xyz=3"]) -> Float[Tensor, " n"
     if len(points) < 2:
         return torch.full((len(points),), 0.01)
     distance, _ = cKDTree(points).query(points, k=min(4, len(points)))
-    spacing = torch.from_numpy(distance[:, 1:]).mean(dim=1).float()
+    spacing = torch.from_numpy(np.asarray(distance)[:, 1:]).mean(dim=1).float()
     return spacing.clamp_min(1e-3 * float(spacing.median()) + 1e-9)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,16 +56,9 @@ class View:
         self.sh_degree = sh_degree
 
 
-def splat_input(
-    means: Tensor,
-    quats: Tensor,
-    log_scales: Tensor,
-    logit_opacities: Tensor,
-    sh: Tensor,
-    colours: Tensor | None,
-    sh_degree: int,
-) -> SplatInput:
-    """Pointers to contiguous float32 CPU tensors; the caller keeps the tensors alive."""
+def splat_input(parameters: Sequence[Tensor], colours: Tensor | None, sh_degree: int) -> SplatInput:
+    """Pointers to contiguous float32 CPU tensors (in the order of the Gaussians' fields); the caller keeps them alive."""
+    means, quats, log_scales, logit_opacities, sh = parameters
     return SplatInput(
         means.data_ptr(),
         quats.data_ptr(),

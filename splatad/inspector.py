@@ -15,7 +15,7 @@ from torch import Tensor
 from detect.anomaly_map import AnomalyMap
 from detect.defects import Defect, find_defects
 from detect.verdict import Verdict, decide, no_part_verdict
-from pose.locate import Located, LocateConfig, locate
+from pose.locate import LocateConfig, Located, locate
 from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.image import image_size

@@ -39,6 +39,12 @@ def run(config: Detect) -> int:
 
     Raises: InputError where no photo can be read; UsageError for names that do not exist.
     """
+    import sys
+    from collections import Counter
+    from collections.abc import Iterator
+
+    from prepare.errors import InputError, UsageError
+    from prepare.image import list_images
     from splatad.inspector import Inspection, Inspector
     from splatad.reference_dir import choose_device, find_reference
     from splatad.report import ReportPhoto, ReportRun, write_report
@@ -54,13 +60,6 @@ def run(config: Detect) -> int:
     )
     from splatad.terminal import Terminal
     from splatad.workspace import open_workspace
-
-    import sys
-    from collections import Counter
-    from collections.abc import Iterator
-
-    from prepare.errors import InputError, UsageError
-    from prepare.image import list_images
 
     if not config.query:
         raise UsageError("--query: name at least one photo or a folder of photos")

@@ -146,7 +146,7 @@ def run(config: Evaluate) -> int:
     write_table(out / "metrics.csv", [{"defect": label} | dataclasses.asdict(m) for label, m in metric_rows.items()])
     write_json(out / "metrics.json", document)
 
-    def photos():  # noqa: ANN202  a generator for the report
+    def photos():
         for (query, inspection), result in zip(kept, scored, strict=True):
             yield report_photo(_shown_again(inspector, query, inspection, result.values), query.label or None)
 
@@ -169,7 +169,7 @@ def run(config: Evaluate) -> int:
     return 0
 
 
-def _shown_again(inspector, query, inspection, values):  # noqa: ANN001, ANN202  types would import torch for --help
+def _shown_again(inspector, query, inspection, values):
     import dataclasses
 
     import torch
@@ -199,7 +199,7 @@ def _shown_again(inspector, query, inspection, values):  # noqa: ANN001, ANN202 
     return dataclasses.replace(inspection, photo=photo, render=render, anomaly=anomaly)
 
 
-def _score_of(values) -> float:  # noqa: ANN001
+def _score_of(values) -> float:
     from detect.anomaly_map import image_score
 
     return image_score(values)
@@ -217,7 +217,7 @@ COLUMNS = (
 )
 
 
-def _print_tables(terminal, name: str, overall: Metrics, by_type: dict[str, Metrics], per_photo: float) -> None:  # noqa: ANN001
+def _print_tables(terminal, name: str, overall: Metrics, by_type: dict[str, Metrics], per_photo: float) -> None:
     from rich.table import Table
 
     from detect.published import published_for
@@ -248,17 +248,16 @@ def _report_metrics(name: str, overall: Metrics, per_photo: float) -> dict[str, 
     from detect.published import published_for
 
     shown = COLUMNS[:6]
-    rows: dict[str, dict[str, float | str]] = {
-        "splatad (this run)": {title: _rate(getattr(overall, field)) for title, field in shown}
-        | {"seconds per photo": f"{per_photo:.2f}"}
-    }
+    ours: dict[str, float | str] = {title: _rate(getattr(overall, field)) for title, field in shown}
+    rows = {"splatad (this run)": ours | {"seconds per photo": f"{per_photo:.2f}"}}
     for row in published_for(name):
         known = {"image AUROC": row.image_auroc, "pixel AUROC": row.pixel_auroc, "AUPRO@0.3": row.aupro}
         time = "" if row.seconds_per_photo is None else f"{row.seconds_per_photo:.1f}"
         key = f"{row.method} ({row.scope})"
         if key in rows:
             key += f", {row.source}"
-        rows[key] = {title: _rate(known.get(title)) for title, _ in shown} | {"seconds per photo": time}
+        cells: dict[str, float | str] = {title: _rate(known.get(title)) for title, _ in shown}
+        rows[key] = cells | {"seconds per photo": time}
     return rows
 
 

@@ -149,7 +149,7 @@ def run(config: Fit) -> int:
     return 0
 
 
-def _fit_config(config: Fit):  # noqa: ANN202  the return type would import torch for --help
+def _fit_config(config: Fit):
     import dataclasses
 
     from prepare.errors import UsageError

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from pose.residual import Exposure, Robustness, _by_differences, normal_equations, robust_loss
 from pose.se3 import moved_about
 from prepare.camera import Camera, look_at
