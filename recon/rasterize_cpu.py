@@ -151,7 +151,7 @@ class _Rasterize(torch.autograd.Function):
         if colours is not None:
             colours = contiguous_float32(colours)
         background = contiguous_float32(background)
-        splats = splat_input(means, quats, log_scales, logit_opacities, sh, colours, view.sh_degree)
+        splats = splat_input((means, quats, log_scales, logit_opacities, sh), colours, view.sh_degree)
         frame = camera_input(camera, world_to_cam, options)
         rgb = means.new_empty(3, camera.height, camera.width)
         alpha = means.new_empty(camera.height, camera.width)
