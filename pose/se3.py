@@ -13,7 +13,7 @@ def rotation_from_vector(vector: Float[Tensor, "xyz=3"]) -> Float[Tensor, "3 3"]
     Source: Rodrigues' formula, with its Taylor series below 1e-4 rad.
     """
     squared = (vector * vector).sum()
-    if float(squared) < 1e-8:
+    if float(squared.detach()) < 1e-8:
         a, b = 1.0 - squared / 6.0, 0.5 - squared / 24.0
     else:
         angle = squared.sqrt()

@@ -180,7 +180,8 @@ flags of every command:
   --debug            show where an error came from
   --version          print the version
 
-exit status: 0 done (detect: OK), 10 NG, 20 cannot tell, 2 usage, 3 bad input, 4 something missing, 1 internal error"""
+exit status: 0 done, 2 usage, 3 bad input, 4 something missing, 1 internal error;
+detect --exit-status: 10 a photo is NG, 20 one is CANNOT TELL, else 0"""
 
 
 if __name__ == "__main__":
