@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from detect.difference import blur, difference_channels
-from detect.expected import ExpectedResidual, expected_deviation
+from detect.expected import Difference, ExpectedResidual, expected_deviation
 from prepare.camera import Camera
 from recon.rasterize import Render
 from recon.reference import Reference
 
-FLOOR = (0.02, 0.02, 0.02)  # added to the expected deviation, by channel: camera noise and rounding
+FLOOR = 0.02  # added to the expected deviation of every channel: camera noise and rounding
 SMOOTH_PX = 1.5  # of the map, at 400 px
 SCORED_SHARE = 3e-4  # of the image's pixels: the hottest so many are averaged to the score
 EVIDENCE_PX = 1.0  # pixels of evidence that a place needs before something is said of it
@@ -40,20 +40,23 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class DifferenceDetector:
-    """The difference channels over what good photos leave, combined by their mean; needs no learned weights."""
+    """The difference channels over what good photos leave, combined by their mean.
+
+    The three channels of `detect.difference` need no learned weights; a backbone's comes last where there is one.
+    """
 
     reference: Reference
     expected: ExpectedResidual
+    difference: Difference = field(default=difference_channels)
 
     @torch.no_grad()
     def anomaly_map(
         self, photo: Float[Tensor, "height width rgb=3"], render: Render, camera: Camera
     ) -> AnomalyMap:
         """The map of `photo` against `render`, both at `camera` and over the same background."""
-        channels = difference_channels(photo, render.rgb)
+        channels = self.difference(photo, render.rgb)
         deviation, evidence = expected_deviation(self.reference, self.expected, camera)
-        floor = deviation.new_tensor(FLOOR)[:, None, None]
-        relative = (channels / (floor + deviation)).mean(dim=0)
+        relative = (channels / (FLOOR + deviation)).mean(dim=0)
         return finish_map(relative, evidence >= EVIDENCE_PX)
 
 

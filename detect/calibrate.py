@@ -17,7 +17,9 @@ from pose.locate import BeliefLimits, Located
 from prepare.atomic_write import write_json
 from prepare.errors import InputError, UsageError
 
-EXTRAPOLATED_SIGMAS = 0.5  # how far beyond the highest good score the threshold goes where n is too small, in log sigmas
+EXTRAPOLATED_SIGMAS = (
+    0.5  # how far beyond the highest good score the threshold goes where n is too small, in log sigmas
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ def calibrate(
     if not 0.0 < false_alarm_rate < 1.0:
         raise UsageError(f"--false-alarm-rate {false_alarm_rate}: must lie between 0 and 1, for example 0.05")
     if not scores:
-        raise InputError("no good photo could be scored; the reference cannot be calibrated, fit it from more photos")
+        raise InputError(
+            "no good photo could be scored; the reference cannot be calibrated, fit it from more photos"
+        )
     ordered = sorted(scores)
     n = len(ordered)
     attainable = 1.0 / (n + 1)
@@ -121,4 +125,6 @@ def load_calibration(path: Path) -> Calibration:
         document["good_names"] = tuple(document["good_names"])
         return Calibration(**document)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: the calibration cannot be read ({error}); run `splatad fit` again") from error
+        raise InputError(
+            f"{path}: the calibration cannot be read ({error}); run `splatad fit` again"
+        ) from error

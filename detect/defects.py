@@ -17,7 +17,9 @@ from recon.rasterize import Render
 
 GROW_SHARE = 0.5  # a defect seeded above the threshold spreads to where the map falls below this share of it
 LEAST_AREA_PX = 6  # at 400 px; scaled with the image's area
-SILHOUETTE_SHARE = 0.35  # of a defect's pixels that must lie off one of the silhouettes for "missing" or "added"
+SILHOUETTE_SHARE = (
+    0.35  # of a defect's pixels that must lie off one of the silhouettes for "missing" or "added"
+)
 
 DefectKind = Literal["missing", "added", "changed"]
 

@@ -63,7 +63,9 @@ def _best_match(
     return best.sqrt()
 
 
-def blur(images: Float[Tensor, "batch channel height width"], sigma: float) -> Float[Tensor, "batch channel height width"]:
+def blur(
+    images: Float[Tensor, "batch channel height width"], sigma: float
+) -> Float[Tensor, "batch channel height width"]:
     """Gaussian blur of standard deviation `sigma` px, edges replicated, cut at 3 sigma."""
     radius = max(1, round(3 * sigma))
     offset = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)

@@ -64,7 +64,9 @@ def evaluate(scored: Sequence[Scored], label: str | None = None) -> Metrics:
     )
 
 
-def mask_at_map_size(mask: Bool[Tensor, "rows columns"], height: int, width: int) -> Bool[Tensor, "height width"]:
+def mask_at_map_size(
+    mask: Bool[Tensor, "rows columns"], height: int, width: int
+) -> Bool[Tensor, "height width"]:
     """A true mask at the map's size: a map pixel is defective where any mask pixel inside it is."""
     if tuple(mask.shape) == (height, width):
         return mask

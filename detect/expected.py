@@ -26,7 +26,9 @@ from recon.fit import Photo
 from recon.rasterize import rasterize
 from recon.reference import Reference
 
-HELD_OUT_WEIGHT = 3.0  # a held-out photo counts so many times: it was not fitted, so it shows what a new photo will
+HELD_OUT_WEIGHT = (
+    3.0  # a held-out photo counts so many times: it was not fitted, so it shows what a new photo will
+)
 PRIOR_PIXELS = 4.0  # pixels' worth of the average residual mixed into each splat
 
 
@@ -84,7 +86,10 @@ def residual_sums(
     to_splats = _to_splats(reference, camera, torch.cat([squared * weight, weight[None]]))
     off = (1.0 - render.alpha) * weight
     return ResidualSums(
-        to_splats[:, :-1].cpu(), to_splats[:, -1].cpu(), (squared * off).sum(dim=(1, 2)).cpu(), float(off.sum())
+        to_splats[:, :-1].cpu(),
+        to_splats[:, -1].cpu(),
+        (squared * off).sum(dim=(1, 2)).cpu(),
+        float(off.sum()),
     )
 
 
@@ -104,7 +109,9 @@ def expected_deviation(
         if missing:
             part = torch.cat([part, part.new_zeros(len(part), missing)], dim=1)
             over = torch.cat([over, over.new_zeros(missing)])
-        shown = rasterize(reference.gaussians, camera, over, colours=part.contiguous(), options=reference.options).rgb
+        shown = rasterize(
+            reference.gaussians, camera, over, colours=part.contiguous(), options=reference.options
+        ).rgb
         planes.append(shown[..., : 3 - missing].permute(2, 0, 1))
     stacked = torch.cat(planes)
     return stacked[:-1].clamp_min(0).sqrt(), stacked[-1]
@@ -114,7 +121,9 @@ def save_expected(path: Path, expected: ExpectedResidual) -> None:
     """Write to a .safetensors file, atomically."""
     tensors = {"variance": expected.variance, "seen": expected.seen, "background": expected.background}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-expected-1"}))
+    write_with(
+        path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-expected-1"})
+    )
 
 
 def load_expected(path: Path) -> ExpectedResidual:
@@ -126,7 +135,9 @@ def load_expected(path: Path) -> ExpectedResidual:
         tensors = load_file(path)
         return ExpectedResidual(tensors["variance"], tensors["seen"], tensors["background"])
     except (OSError, SafetensorError, KeyError) as error:
-        raise InputError(f"{path}: the residual statistics cannot be read ({error}); run `splatad fit` again") from error
+        raise InputError(
+            f"{path}: the residual statistics cannot be read ({error}); run `splatad fit` again"
+        ) from error
 
 
 def _to_splats(

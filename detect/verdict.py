@@ -24,13 +24,12 @@ class Verdict:
 def no_part_verdict(least_share: float) -> Verdict:
     """The verdict on a photo in which nothing stands out from the background."""
     return Verdict(
-        "CANNOT TELL", (f"no part found: less than {least_share:.1%} of the photo differs from its background",)
+        "CANNOT TELL",
+        (f"no part found: less than {least_share:.1%} of the photo differs from its background",),
     )
 
 
-def decide(
-    located: Located, anomaly: AnomalyMap, part_px: int, calibration: Calibration
-) -> Verdict:
+def decide(located: Located, anomaly: AnomalyMap, part_px: int, calibration: Calibration) -> Verdict:
     """The verdict on a photo with its camera, its map and the number of pixels that show the part.
 
     A pose that is not believed, or a part mostly unseen by the reference, is CANNOT TELL whatever the score.
@@ -44,6 +43,11 @@ def decide(
         )
     ratio = anomaly.score / max(calibration.threshold, 1e-12)
     if anomaly.score > calibration.threshold:
-        return Verdict("NG", (f"anomaly score {anomaly.score:.2f}, {ratio:.1f} times the threshold {calibration.threshold:.2f}",))
+        return Verdict(
+            "NG",
+            (
+                f"anomaly score {anomaly.score:.2f}, {ratio:.1f} times the threshold {calibration.threshold:.2f}",
+            ),
+        )
     reason = f"anomaly score {anomaly.score:.2f}, below the threshold {calibration.threshold:.2f}"
     return Verdict("OK", (reason,))

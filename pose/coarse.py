@@ -31,7 +31,9 @@ class Hypothesis:
 
     camera: Camera
     similarity: float  # cosine of the compared patches, in [-1, 1]
-    source: Literal["whole", "centred"]  # taken as the photo stands, or after bringing the part to one place and size
+    source: Literal[
+        "whole", "centred"
+    ]  # taken as the photo stands, or after bringing the part to one place and size
 
 
 def coarse_cameras(
@@ -63,7 +65,9 @@ def coarse_cameras(
     longest = max(camera.width, camera.height)
     for i, value in _separate(best, index.world_to_cam, most - len(found)):
         u, v, radius = (index.silhouettes[i] * longest).tolist()
-        lens_ratio = camera.fl_x / (index.camera.fl_x * longest / max(index.camera.width, index.camera.height))
+        lens_ratio = camera.fl_x / (
+            index.camera.fl_x * longest / max(index.camera.width, index.camera.height)
+        )
         moved = _moved_in_image(
             index.world_to_cam[i], camera, index.camera, (u, v), (place.u, place.v),
             radius * lens_ratio / place.radius, float(rolls[which[i]]),
@@ -108,9 +112,7 @@ def _ray(at: tuple[float, float], fl_x: float, fl_y: float, cx: float, cy: float
     return ray / ray.norm()
 
 
-def _shortest_turn(
-    source: Float[Tensor, "xyz=3"], target: Float[Tensor, "xyz=3"]
-) -> Float[Tensor, "3 3"]:
+def _shortest_turn(source: Float[Tensor, "xyz=3"], target: Float[Tensor, "xyz=3"]) -> Float[Tensor, "3 3"]:
     """The rotation that takes one unit vector to another by the shortest way."""
     axis = torch.linalg.cross(source, target)
     sine = float(axis.norm())

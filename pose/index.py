@@ -86,7 +86,9 @@ def build_index(
             places.append(torch.tensor([place.u / longest, place.v / longest, place.radius / longest]))
             kept.append(pose)
     if not kept:
-        raise InputError(f"reference {reference.name}: no camera sees any splat; fit the part again with more photos")
+        raise InputError(
+            f"reference {reference.name}: no camera sees any splat; fit the part again with more photos"
+        )
     return PoseIndex(torch.stack(kept), torch.stack(whole), torch.stack(centred), torch.stack(places), lens)
 
 
@@ -160,7 +162,9 @@ def save_index(path: Path, index: PoseIndex) -> None:
         "silhouettes": index.silhouettes.contiguous(),
         "lens": lens.double(),
     }
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-pose-index-1"}))
+    write_with(
+        path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-pose-index-1"})
+    )
 
 
 def load_index(path: Path) -> PoseIndex:
@@ -180,7 +184,9 @@ def load_index(path: Path) -> PoseIndex:
             camera,
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: the pose index cannot be read ({error}); run `splatad fit` again") from error
+        raise InputError(
+            f"{path}: the pose index cannot be read ({error}); run `splatad fit` again"
+        ) from error
 
 
 def _unit(patch: Float[Tensor, "1 rgb=3 side side"]) -> Float[Tensor, " d"]:

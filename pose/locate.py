@@ -98,7 +98,10 @@ def locate(
     if float((alpha > 0.5).float().mean()) < limits.least_part_share:
         return None
     small_width, small_height = fit_within(width, height, RENDER_PX)
-    small_rgb, small_alpha = resize(rgb, small_width, small_height), _resize_plane(alpha, small_width, small_height)
+    small_rgb, small_alpha = (
+        resize(rgb, small_width, small_height),
+        _resize_plane(alpha, small_width, small_height),
+    )
     hypotheses = coarse_cameras(
         index,
         difference_from_background(small_rgb, small_alpha, background),
@@ -114,7 +117,14 @@ def locate(
 
     def refine(camera: Camera, stages: tuple[PhotoLevel, ...], last_round: bool) -> Refined:
         return refine_levenberg(
-            levels, stages, camera, background, pivot, reference.options, config.levenberg, last_round=last_round
+            levels,
+            stages,
+            camera,
+            background,
+            pivot,
+            reference.options,
+            config.levenberg,
+            last_round=last_round,
         )
 
     # All hypotheses at the coarsest size, the best few distinct ones at the next, the best one to the end. A runner-up
@@ -127,13 +137,19 @@ def locate(
         middle = distinct
     agreement = sum(_angle_deg(r.camera, middle[0].camera) < AGREE_DEG for r in middle) / len(middle)
     finalists = [middle[0]] + [
-        r for r in middle[1:] if r.cost < 1.5 * middle[0].cost and _angle_deg(r.camera, middle[0].camera) >= AGREE_DEG
+        r
+        for r in middle[1:]
+        if r.cost < 1.5 * middle[0].cost and _angle_deg(r.camera, middle[0].camera) >= AGREE_DEG
     ]
     if len(pyramid) > 2:
         finalists = sorted((refine(r.camera, pyramid[2:3], False) for r in finalists), key=lambda r: r.cost)
     best = refine(finalists[0].camera, pyramid[3:] or pyramid[-1:], True)
     after_fine = time.perf_counter()
-    camera = best.camera if (best.camera.width, best.camera.height) == (width, height) else best.camera.resized(width, height)
+    camera = (
+        best.camera
+        if (best.camera.width, best.camera.height) == (width, height)
+        else best.camera.resized(width, height)
+    )
     return _judged(
         reference, rgb, alpha, camera, best, agreement, len(hypotheses), background, limits,
         {"coarse pose": after_coarse - started, "fine pose": after_fine - after_coarse},
@@ -229,5 +245,3 @@ def _resize_plane(
     plane: Float[Tensor, "height width"], width: int, height: int
 ) -> Float[Tensor, "rows columns"]:
     return resize(plane[..., None].expand(-1, -1, 3).contiguous(), width, height)[..., 0]
-
-

@@ -70,7 +70,16 @@ def refine_levenberg(
             rounds.append((Robustness(config.huber, config.geman), config.last_iterations))
         for robustness, most in rounds:
             camera, state, exposure, used = _drive(
-                splats, level, camera_at(camera, level), background, pivot, options, config, robustness, exposure, most
+                splats,
+                level,
+                camera_at(camera, level),
+                background,
+                pivot,
+                options,
+                config,
+                robustness,
+                exposure,
+                most,
             )
             iterations += used
     assert state is not None
@@ -93,9 +102,7 @@ def _drive(
     gaussians = splats.at(level.size_px)
 
     def evaluate(at: Camera) -> NormalEquations:
-        return normal_equations(
-            gaussians, at, background, level.target, pivot, robustness, exposure, options
-        )
+        return normal_equations(gaussians, at, background, level.target, pivot, robustness, exposure, options)
 
     state = evaluate(camera)
     damping = 1e-3

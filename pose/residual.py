@@ -28,7 +28,9 @@ class Robustness:
     """Weight of a pixel by the norm of its residual over the channels."""
 
     huber: float = 0.1  # beyond this the weight falls as 1/norm; 0: plain least squares
-    geman: float = 0.0  # scale of a Geman-McClure weight, used instead where > 0: outliers lose their pull entirely
+    geman: float = (
+        0.0  # scale of a Geman-McClure weight, used instead where > 0: outliers lose their pull entirely
+    )
 
 
 @dataclass(frozen=True)

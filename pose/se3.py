@@ -49,7 +49,9 @@ def moved_about(
 def nearest_rigid(world_to_cam: Float[Tensor, "4 4"]) -> Float[Tensor, "4 4"]:
     """The rigid transform closest to a nearly rigid one: rounding of many updates taken out."""
     u, _, vh = torch.linalg.svd(world_to_cam[:3, :3].double())
-    rotation = u @ torch.diag(torch.tensor([1.0, 1.0, float(torch.linalg.det(u @ vh))], dtype=torch.float64)) @ vh
+    rotation = (
+        u @ torch.diag(torch.tensor([1.0, 1.0, float(torch.linalg.det(u @ vh))], dtype=torch.float64)) @ vh
+    )
     fixed = world_to_cam.clone()
     fixed[:3, :3] = rotation.to(world_to_cam)
     return fixed

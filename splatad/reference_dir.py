@@ -18,6 +18,7 @@ from detect.expected import (
     residual_sums,
     save_expected,
 )
+from detect.features import detector_name, difference_of
 from pose.index import PoseIndex, build_index, load_index, save_index
 from pose.locate import BeliefLimits, Located, locate
 from pose.pyramid import SplatLevels
@@ -27,7 +28,12 @@ from recon.rasterize import RasterOptions, rasterize
 from recon.reference import Reference, load_reference, save_reference
 from splatad.workspace import Workspace
 
-SPLATS, INDEX, EXPECTED, CALIBRATION = "splats.ply", "index.safetensors", "expected.safetensors", "calibration.json"
+SPLATS, INDEX, EXPECTED, CALIBRATION = (
+    "splats.ply",
+    "index.safetensors",
+    "expected.safetensors",
+    "calibration.json",
+)
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,14 @@ def load_whole_reference(folder: Path, device: torch.device | None = None) -> Lo
     reference = load_reference(folder)
     if device is not None and device.type != "cpu":
         reference = _on_device(reference, device)
+    calibration = load_calibration(folder / CALIBRATION)
+    difference = difference_of(calibration.detector)
     return LoadedReference(
         reference,
         SplatLevels(reference.gaussians),
         load_index(folder / INDEX),
-        DifferenceDetector(reference, load_expected(folder / EXPECTED)),
-        load_calibration(folder / CALIBRATION),
+        DifferenceDetector(reference, load_expected(folder / EXPECTED), difference),
+        calibration,
     )
 
 
@@ -64,13 +72,18 @@ def finish_reference(
     photos: Sequence[Photo],
     false_alarm_rate: float,
     *,
+    features: str | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> LoadedReference:
     """Index, residual statistics and calibration of a fitted reference, written with it into `folder`.
 
     Each held-out photo is located and scored as a query would be, with its own residuals taken out of the statistics.
-    `on_step` is told (stage, done, all).
+    `features` names an ImageNet backbone whose channel joins the weights-free ones. `on_step` is told (stage, done, all).
+
+    Raises: MissingPartError where the backbone's weights are not there.
     """
+    detector_id = detector_name(features)
+    difference = difference_of(detector_id)
 
     def tell(stage: str) -> Callable[[int, int], None]:
         return lambda done, total: on_step(stage, done, total) if on_step is not None else None
@@ -82,7 +95,7 @@ def finish_reference(
     own: dict[int, ResidualSums] = {}
     scored = [i for i, held_out in enumerate(kept) if held_out] or list(range(len(photos)))
     for i, photo in enumerate(photos):
-        sums = residual_sums(reference, photo)
+        sums = residual_sums(reference, photo, difference)
         weight = HELD_OUT_WEIGHT if kept[i] else 1.0
         total = sums.plus(sums, weight - 1.0) if total is None else total.plus(sums, weight)
         if i in scored:
@@ -98,10 +111,17 @@ def finish_reference(
     for done, i in enumerate(scored):
         photo = photos[i]
         found = locate(
-            reference, index, levels, photo.rgb, photo.alpha, photo.camera, background=photo.background, limits=open_limits
+            reference,
+            index,
+            levels,
+            photo.rgb,
+            photo.alpha,
+            photo.camera,
+            background=photo.background,
+            limits=open_limits,
         )
         if found is not None:
-            detector = DifferenceDetector(reference, total.plus(own[i], -1.0).expected())
+            detector = DifferenceDetector(reference, total.plus(own[i], -1.0).expected(), difference)
             device = reference.gaussians.device
             camera = found.camera.moved(found.camera.world_to_cam.to(device))
             options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
@@ -112,14 +132,16 @@ def finish_reference(
             names.append(photo.name)
         tell("calibration")(done + 1, len(scored))
     calibration = calibrate(
-        scores, names, false_alarm_rate, calibrate_belief(located), held_out=any(kept), detector="difference"
+        scores, names, false_alarm_rate, calibrate_belief(located), held_out=any(kept), detector=detector_id
     )
     expected = total.expected()
     save_index(folder / INDEX, index)
     save_expected(folder / EXPECTED, expected)
     save_calibration(folder / CALIBRATION, calibration)
     save_reference(folder, reference)
-    return LoadedReference(reference, levels, index, DifferenceDetector(reference, expected), calibration)
+    return LoadedReference(
+        reference, levels, index, DifferenceDetector(reference, expected, difference), calibration
+    )
 
 
 def find_reference(workspace: Workspace, name: str | None, folder: Path | None) -> Path:
@@ -155,7 +177,9 @@ def find_scene(workspace: Workspace, name: str | None, folder: Path | None) -> P
         if len(known) == 1:
             return workspace.scene(known[0])
         if not known:
-            raise UsageError(f"{workspace.root}: no prepared scene; run `splatad prepare ...` first, or give --scene")
+            raise UsageError(
+                f"{workspace.root}: no prepared scene; run `splatad prepare ...` first, or give --scene"
+            )
         raise UsageError(f"{workspace.root}: several scenes ({', '.join(known)}); name one with --class")
     if name not in known:
         raise UsageError(f"--class {name}: no such scene in {workspace.root}{_nearest(name, known)}")
@@ -191,8 +215,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     if name.split(":")[0] == "cuda":
         if not has_cuda:
-            raise MissingPartError("--device cuda: torch sees no CUDA GPU; use --device cpu, or install a CUDA build of torch")
+            raise MissingPartError(
+                "--device cuda: torch sees no CUDA GPU; use --device cpu, or install a CUDA build of torch"
+            )
         return torch.device(name)
     raise UsageError(f"--device {name}: unknown; use auto, cpu or cuda")
-
-

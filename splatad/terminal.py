@@ -41,11 +41,16 @@ class Bar:
         now = time.perf_counter()
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
-        elif now - self._told >= PLAIN_SECONDS or (done == self._total and now - self._started >= PLAIN_SECONDS):
+        elif now - self._told >= PLAIN_SECONDS or (
+            done == self._total and now - self._started >= PLAIN_SECONDS
+        ):
             self._told = now
             left = (now - self._started) / max(done, 1) * (self._total - done)
             self._console.print(
-                f"{self._label}: {done}/{self._total}  {note}  {left:.0f} s left", markup=False, highlight=False, soft_wrap=True
+                f"{self._label}: {done}/{self._total}  {note}  {left:.0f} s left",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
 
 

@@ -70,7 +70,9 @@ def run(config: Evaluate) -> int:
     name = loaded.reference.name
     scene = load_scene(config.scene or Path(loaded.reference.scene))
     if not scene.queries:
-        raise InputError(f"{scene.folder}: no test photos (queries.json); prepare the scene from a dataset that has them")
+        raise InputError(
+            f"{scene.folder}: no test photos (queries.json); prepare the scene from a dataset that has them"
+        )
     out = config.out or workspace.runs / f"evaluate-{name}"
     terminal = Terminal()
 
@@ -84,7 +86,9 @@ def run(config: Evaluate) -> int:
         for query in scene.queries:
             inspection = dataclasses.replace(inspector.inspect(query.image_path), name=query.name)
             height, width = inspection.photo.shape[:2]
-            values = torch.zeros(height, width) if inspection.anomaly is None else inspection.anomaly.values.cpu()
+            values = (
+                torch.zeros(height, width) if inspection.anomaly is None else inspection.anomaly.values.cpu()
+            )
             mask = torch.zeros(height, width, dtype=torch.bool)
             if query.mask_path is not None:
                 mask = mask_at_map_size(read_mask(query.mask_path), height, width)
@@ -105,7 +109,12 @@ def run(config: Evaluate) -> int:
             seconds.append(dict(inspection.seconds))
             verdicts.append((query.label, inspection.verdict.name))
             # The report needs photo and render again: made anew from the camera, so that memory stays bounded.
-            kept.append((query, dataclasses.replace(inspection, photo=torch.zeros(1, 1, 3), render=None, anomaly=None)))
+            kept.append(
+                (
+                    query,
+                    dataclasses.replace(inspection, photo=torch.zeros(1, 1, 3), render=None, anomaly=None),
+                )
+            )
             bar.advance()
 
     overall = evaluate(scored)
@@ -124,7 +133,10 @@ def run(config: Evaluate) -> int:
         )
     outcome = _outcome(verdicts)
     terminal.say(outcome["text"])
-    terminal.say("seconds a photo, median: " + ", ".join(f"{stage} {value:.2f}" for stage, value in stage_medians.items()))
+    terminal.say(
+        "seconds a photo, median: "
+        + ", ".join(f"{stage} {value:.2f}" for stage, value in stage_medians.items())
+    )
 
     document = {
         "format": "splatad-evaluation",
@@ -143,7 +155,9 @@ def run(config: Evaluate) -> int:
     }
     write_table(out / "photos.csv", rows)
     metric_rows = {"all": overall} | by_type
-    write_table(out / "metrics.csv", [{"defect": label} | dataclasses.asdict(m) for label, m in metric_rows.items()])
+    write_table(
+        out / "metrics.csv", [{"defect": label} | dataclasses.asdict(m) for label, m in metric_rows.items()]
+    )
     write_json(out / "metrics.json", document)
 
     def photos():
@@ -217,7 +231,9 @@ COLUMNS = (
 )
 
 
-def _print_tables(terminal, name: str, overall: Metrics, by_type: dict[str, Metrics], per_photo: float) -> None:
+def _print_tables(
+    terminal, name: str, overall: Metrics, by_type: dict[str, Metrics], per_photo: float
+) -> None:
     from rich.table import Table
 
     from detect.published import published_for
@@ -241,7 +257,9 @@ def _print_tables(terminal, name: str, overall: Metrics, by_type: dict[str, Metr
         time = "" if row.seconds_per_photo is None else f"{row.seconds_per_photo:.1f}"
         table.add_row(f"{row.method} ({row.scope})", *values, time)
     terminal.print(table)
-    terminal.say("published rows: other data, hardware and protocol than the row above unless the class is the same")
+    terminal.say(
+        "published rows: other data, hardware and protocol than the row above unless the class is the same"
+    )
 
 
 def _report_metrics(name: str, overall: Metrics, per_photo: float) -> dict[str, dict[str, float | str]]:

@@ -46,6 +46,8 @@ class Fit:
     """Seed of every random choice."""
     false_alarm_rate: float = 0.05
     """Share of good photos that may be called NG."""
+    features: str = "none"
+    """ImageNet backbone whose view joins the weights-free map: none, mobilenet_v2, efficientnet_b4, or a timm name."""
     device: str = "auto"
     """auto, cpu or cuda."""
     again: bool = False
@@ -63,6 +65,7 @@ def run(config: Fit) -> int:
     import shutil
     import time
 
+    from detect.features import detector_name, difference_of
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
     from recon.fit import FitProgress, fit_photos, initial_cloud, load_photo, resumable_step
@@ -76,14 +79,21 @@ def run(config: Fit) -> int:
     workspace = open_workspace(config.workspace)
     folder = find_scene(workspace, config.class_, config.scene)
     if not 0.0 < config.false_alarm_rate < 1.0:
-        raise UsageError(f"--false-alarm-rate {config.false_alarm_rate}: must lie between 0 and 1, for example 0.05")
+        raise UsageError(
+            f"--false-alarm-rate {config.false_alarm_rate}: must lie between 0 and 1, for example 0.05"
+        )
     device = choose_device(config.device)
     scene = load_scene(folder)
     name = config.name or scene.name
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"--name {name!r}: give a plain name, it becomes a folder in the workspace")
     fit_config = _fit_config(config)
-    settings = run_settings(fit_config, device) | {"false_alarm_rate": config.false_alarm_rate}
+    detector = detector_name(config.features)
+    difference_of(detector)  # says now, not after the fit, where weights are missing
+    settings = run_settings(fit_config, device) | {
+        "false_alarm_rate": config.false_alarm_rate,
+        "detector": detector,
+    }
     target = workspace.reference(name)
     terminal = Terminal()
     if (target / "reference.json").exists() and not config.again:
@@ -91,13 +101,15 @@ def run(config: Fit) -> int:
             existing = load_reference(target)
         except InputError:
             existing = None
-        same = existing is not None and dict(existing.settings).get("fit") == settings["fit"]
-        if same and existing is not None and existing.settings.get("false_alarm_rate") == config.false_alarm_rate:
+        keys = ("fit", "false_alarm_rate", "detector")
+        if existing is not None and all(existing.settings.get(key) == settings[key] for key in keys):
             terminal.say(f"{target}: already fitted with these settings; --again fits it anew")
             terminal.say(f"next: splatad detect --class {name} --query PHOTO_OR_FOLDER")
             return 0
     if scene.missing:
-        terminal.say(f"{scene.name}: {len(scene.missing)} listed photos are not there and left out: {_few(scene.missing)}")
+        terminal.say(
+            f"{scene.name}: {len(scene.missing)} listed photos are not there and left out: {_few(scene.missing)}"
+        )
 
     started = time.perf_counter()
     photos = []
@@ -108,7 +120,9 @@ def run(config: Fit) -> int:
     checkpoint = target / "checkpoint"
     step = resumable_step(checkpoint)
     if step is not None and not config.again:
-        terminal.say(f"going on from step {step} of an earlier run (used only if its photos and settings are the same)")
+        terminal.say(
+            f"going on from step {step} of an earlier run (used only if its photos and settings are the same)"
+        )
     elif config.again and checkpoint.exists():
         shutil.rmtree(checkpoint)
     with terminal.bar("fitting splats", fit_config.steps) as bar:
@@ -117,7 +131,12 @@ def run(config: Fit) -> int:
             bar.to(progress.step, f"{progress.splats:,} splats  {progress.psnr:.1f} dB")
 
         fit = fit_photos(
-            photos, fit_config, cloud=initial_cloud(scene), checkpoint=checkpoint, device=device, on_progress=show
+            photos,
+            fit_config,
+            cloud=initial_cloud(scene),
+            checkpoint=checkpoint,
+            device=device,
+            on_progress=show,
         )
     reference = reference_from_fit(
         name,
@@ -130,7 +149,9 @@ def run(config: Fit) -> int:
         distortion=scene.views[0].distortion,
     )
     with terminal.stages() as stage:
-        loaded = finish_reference(target, reference, photos, config.false_alarm_rate, on_step=stage.to)
+        loaded = finish_reference(
+            target, reference, photos, config.false_alarm_rate, features=config.features, on_step=stage.to
+        )
     if checkpoint.exists():
         shutil.rmtree(checkpoint)
 
@@ -141,7 +162,9 @@ def run(config: Fit) -> int:
         if held is not None and part is not None
         else f"fitted photos {fit.mean_psnr(held_out=False):.1f} dB; none was held out"
     )
-    terminal.say(f"{name}: {len(fit.gaussians):,} splats from {len(photos)} photos in {seconds:.0f} s ({fit.initial_source})")
+    terminal.say(
+        f"{name}: {len(fit.gaussians):,} splats from {len(photos)} photos in {seconds:.0f} s ({fit.initial_source})"
+    )
     terminal.say(f"  {quality}")
     terminal.say(f"  threshold {loaded.calibration.threshold:.2f}: {loaded.calibration.note}")
     terminal.say(f"  written to {target}; {target / 'splats.ply'} opens in any splat viewer")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from pose.pyramid import SplatLevels, photo_pyramid
 from pose.refine_adam import SPLATPOSE, AdamConfig, _screw, refine_adam
 from pose.se3 import moved_about, rotation_from_vector
