@@ -53,13 +53,83 @@ inline Lanes exp2_lanes(Lanes a) {  // 2^a for a in [-126, 126]; relative error 
 inline Lanes lane_columns() { return {_mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3)}; }
 inline Lanes lane_rows() { return {_mm512_setr_ps(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)}; }
 
-#else  // native vectors of 8 (AVX2), 4 (SSE2, NEON) or plain arrays, through the compiler's vector extension
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(SPLATAD_PORTABLE)
+// By hand: what GCC 12 makes of the vector extension below at 8 lanes is no faster than at 4
+// (docs/decisions/0003-cpu-kernel.md).
 
-#if defined(__AVX2__) && !defined(SPLATAD_PORTABLE)
-constexpr int kNative = 8;
-#else
+struct Lanes {
+  __m256 a, b;
+};
+struct LaneMask {
+  __m256 a, b;
+};
+inline Lanes set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Lanes load(const float* p) { return {_mm256_load_ps(p), _mm256_load_ps(p + 8)}; }
+inline void store(float* p, Lanes x) {
+  _mm256_store_ps(p, x.a);
+  _mm256_store_ps(p + 8, x.b);
+}
+inline Lanes operator+(Lanes x, Lanes y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline Lanes operator-(Lanes x, Lanes y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline Lanes operator*(Lanes x, Lanes y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline Lanes mul_add(Lanes x, Lanes y, Lanes z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+inline Lanes minimum(Lanes x, Lanes y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline LaneMask greater(Lanes x, Lanes y) {
+  return {_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ)};
+}
+inline LaneMask greater_equal(Lanes x, Lanes y) {
+  return {_mm256_cmp_ps(x.a, y.a, _CMP_GE_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_GE_OQ)};
+}
+inline LaneMask both(LaneMask x, LaneMask y) { return {_mm256_and_ps(x.a, y.a), _mm256_and_ps(x.b, y.b)}; }
+inline LaneMask but_not(LaneMask x, LaneMask y) { return {_mm256_andnot_ps(y.a, x.a), _mm256_andnot_ps(y.b, x.b)}; }
+inline bool any(LaneMask m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)) != 0; }
+inline Lanes pick(LaneMask m, Lanes yes, Lanes no) {
+  return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)};
+}
+inline Lanes keep(LaneMask m, Lanes x) { return {_mm256_and_ps(m.a, x.a), _mm256_and_ps(m.b, x.b)}; }
+inline Lanes magnitude(Lanes x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+inline __m256 reciprocal_half(__m256 x) {  // two Newton steps from 12 bits
+  const __m256 two = _mm256_set1_ps(2.0f);
+  __m256 r = _mm256_rcp_ps(x);
+  r = _mm256_mul_ps(r, _mm256_fnmadd_ps(x, r, two));
+  return _mm256_mul_ps(r, _mm256_fnmadd_ps(x, r, two));
+}
+inline Lanes reciprocal(Lanes x) { return {reciprocal_half(x.a), reciprocal_half(x.b)}; }
+inline float sum(Lanes x) {
+  const __m256 eight = _mm256_add_ps(x.a, x.b);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
+inline __m256 exp2_half(__m256 x) {  // 2^x for x in [-126, 126]; relative error 1e-7
+  const __m256 whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 f = _mm256_sub_ps(x, whole);
+  __m256 p = _mm256_set1_ps(1.32764978e-3f);
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(9.67554162e-3f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(5.55071320e-2f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(2.40221197e-1f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(6.93146967e-1f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+}
+inline Lanes exp2_lanes(Lanes x) { return {exp2_half(x.a), exp2_half(x.b)}; }
+inline Lanes lane_columns() {
+  const __m256 two_rows = _mm256_setr_ps(0, 1, 2, 3, 0, 1, 2, 3);
+  return {two_rows, two_rows};
+}
+inline Lanes lane_rows() {
+  return {_mm256_setr_ps(0, 0, 0, 0, 1, 1, 1, 1), _mm256_setr_ps(2, 2, 2, 2, 3, 3, 3, 3)};
+}
+
+#else  // vectors of 4 (SSE2, NEON) or plain arrays, through the compiler's vector extension
+
 constexpr int kNative = 4;
-#endif
 constexpr int kParts = 16 / kNative;
 typedef float NativeFloat __attribute__((vector_size(kNative * 4)));
 typedef int32_t NativeInt __attribute__((vector_size(kNative * 4)));
@@ -78,10 +148,12 @@ inline Lanes set(float x) {
 }
 inline Lanes load(const float* p) {
   Lanes r;
-  std::memcpy(&r, p, sizeof(r));
+  SPLATAD_EACH std::memcpy(&r.v[part], p + part * kNative, sizeof(NativeFloat));
   return r;
 }
-inline void store(float* p, Lanes a) { std::memcpy(p, &a, sizeof(a)); }
+inline void store(float* p, Lanes a) {
+  SPLATAD_EACH std::memcpy(p + part * kNative, &a.v[part], sizeof(NativeFloat));
+}
 inline Lanes operator+(Lanes a, Lanes b) {
   SPLATAD_EACH a.v[part] = a.v[part] + b.v[part];
   return a;
@@ -123,11 +195,7 @@ inline LaneMask but_not(LaneMask a, LaneMask b) {
 inline bool any(LaneMask m) {
   NativeInt all = m.v[0];
   for (int part = 1; part < kParts; ++part) all |= m.v[part];
-#if defined(__AVX2__) && !defined(SPLATAD_PORTABLE)
-  __m256i bits;
-  std::memcpy(&bits, &all, sizeof(bits));
-  return _mm256_movemask_ps(_mm256_castsi256_ps(bits)) != 0;
-#elif defined(__SSE2__) && !defined(SPLATAD_PORTABLE)
+#if defined(__SSE2__) && !defined(SPLATAD_PORTABLE)
   __m128i bits;
   std::memcpy(&bits, &all, sizeof(bits));
   return _mm_movemask_epi8(bits) != 0;
