@@ -22,7 +22,7 @@ LEAST_SPLATS = 1500
 class PhotoLevel:
     """A photo at one size."""
 
-    size_px: int  # the level's name: longest side at most
+    size_px: int  # longest side at most; says which splats go with it (`SplatLevels.at`)
     target: Float[Tensor, "rgb=3 height width"]
     width: int
     height: int
@@ -31,15 +31,22 @@ class PhotoLevel:
 def photo_pyramid(
     rgb: Float[Tensor, "height width rgb=3"], levels_px: tuple[int, ...] = LEVELS_PX
 ) -> tuple[PhotoLevel, ...]:
-    """`rgb` at the sizes `levels_px`, coarse first; levels beyond the photo's own size are replaced by that size once."""
+    """`rgb` at the sizes `levels_px`, coarse first; levels beyond the photo's own size are replaced by that size once.
+
+    The photo's own size counts as LEVELS_PX[-1] at least, whatever it is: it is compared with all splats, since a
+    camera found against thinned ones would be off (1 degree for photos of 100 px).
+    """
     height, width = rgb.shape[:2]
     levels: list[PhotoLevel] = []
     for size in levels_px:
         w, h = fit_within(width, height, size)
         if levels and (levels[-1].width, levels[-1].height) == (w, h):
             break
-        small = rgb if (w, h) == (width, height) else resize(rgb, w, h)
-        levels.append(PhotoLevel(size, small.permute(2, 0, 1).contiguous(), w, h))
+        whole = (w, h) == (width, height)
+        small = rgb if whole else resize(rgb, w, h)
+        levels.append(
+            PhotoLevel(max(size, LEVELS_PX[-1]) if whole else size, small.permute(2, 0, 1).contiguous(), w, h)
+        )
     return tuple(levels)
 
 
