@@ -19,15 +19,21 @@ SPLIT_SHRINK = 1.6  # a split splat's halves are this much smaller
 
 
 class SplatOptimizer:
-    """Adam over the splats' parameters, and the edits that must change both together."""
+    """Adam over the splats' parameters, and the edits that must change both together.
+
+    The first column of `sh` has a learning rate of its own, "sh_constant": what a view-dependent term learns in one
+    photo is wrong in the others, so those terms must learn more slowly.
+    """
 
     def __init__(self, gaussians: Gaussians, learning_rates: dict[str, float]) -> None:
         self.parameters = {
             name: torch.nn.Parameter(tensor.clone()) for name, tensor in gaussians.tensors().items()
         }
         groups = [
-            {"params": [self.parameters[name]], "lr": learning_rates[name], "name": name} for name in FIELD_NAMES
+            {"params": [self.parameters[name]], "lr": learning_rates[name], "name": name}
+            for name in FIELD_NAMES
         ]
+        self.constant_rate = learning_rates.get("sh_constant", learning_rates["sh"])
         self.adam = torch.optim.Adam(groups, eps=1e-15, betas=(0.9, 0.999), fused=True)
 
     @property
@@ -39,12 +45,19 @@ class SplatOptimizer:
         return self.parameters["means"].shape[0]
 
     def set_learning_rate(self, name: str, value: float) -> None:
+        if name == "sh_constant":
+            self.constant_rate = value
         for group in self.adam.param_groups:
             if group["name"] == name:
                 group["lr"] = value
 
     def step(self) -> None:
+        constant = self.parameters["sh"].data[:, 0]  # a view: Adam changes it in place
+        before = constant.clone()
         self.adam.step()
+        # Adam's step is proportional to its rate, so the constant's own rate is reached by scaling its step.
+        view_rate = next(group["lr"] for group in self.adam.param_groups if group["name"] == "sh")
+        constant.copy_(torch.lerp(before, constant, self.constant_rate / view_rate))
         self.adam.zero_grad(set_to_none=True)
 
     def keep(self, kept: Bool[Tensor, " n"]) -> None:
@@ -54,7 +67,10 @@ class SplatOptimizer:
     def append(self, source: Int[Tensor, " m"], changed: dict[str, Tensor]) -> None:
         """Add copies of the splats `source`, with the fields in `changed` replaced; their Adam moments start at zero."""
         everyone = torch.arange(len(self))
-        self._edit(everyone, {name: changed.get(name, self.parameters[name].detach()[source]) for name in FIELD_NAMES})
+        self._edit(
+            everyone,
+            {name: changed.get(name, self.parameters[name].detach()[source]) for name in FIELD_NAMES},
+        )
 
     def assign(self, index: Int[Tensor, " m"], changed: dict[str, Tensor]) -> None:
         """Overwrite fields of the splats `index`; their Adam moments for those fields are forgotten."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +27,14 @@ from prepare.points import read_points
 from prepare.scene import Scene, View, ViewImage, load_view_image
 from recon.densify import GradientTally, SplatOptimizer, grow, prunable
 from recon.gaussians import Gaussians, gaussians_from_points
-from recon.initial_points import InitialPoints, Volume, common_volume, hull_points, neighbour_spacing, random_points
+from recon.initial_points import (
+    InitialPoints,
+    Volume,
+    common_volume,
+    hull_points,
+    neighbour_spacing,
+    random_points,
+)
 from recon.losses import Target, make_target, photometric_loss, psnr
 from recon.rasterize import RasterOptions, choose_backend, rasterize
 from recon.rasterize_cpu import rasterize_cpu
@@ -38,13 +46,13 @@ CROP_MARGIN_PX = 14  # around the part; the SSIM window needs 5
 class FitConfig:
     """How a reference is fitted."""
 
-    steps: int = 3000
+    steps: int = 1500
     """Optimisation steps, one photo each."""
     size_px: int = 400
     """Photos are scaled down so that their longer side is at most this many pixels."""
     splats: int = 50_000
     """Most splats the reference may hold."""
-    initial_splats: int = 25_000
+    initial_splats: int = 20_000
     """Splats to start from."""
     sh_degree: Literal[0, 1, 2, 3] = 2
     """Degree of the view-dependent colour (spherical harmonics); 0 is matt."""
@@ -52,12 +60,26 @@ class FitConfig:
     """Every so manieth photo is not fitted but kept to measure quality and to calibrate scores; 0 keeps none."""
     ssim_share: float = 0.2
     """Weight of 1 - SSIM in the loss; the rest is L1."""
-    antialiased: bool = False
-    """Scale opacities with the screen-space blur, so that other distances render right."""
+    antialiased: bool = True
+    """Scale opacities with the screen-space blur, so that other distances render right and outlines stay sharp."""
     exposure: bool = False
     """Fit a gain and a bias per colour channel for each photo (real photos with automatic exposure)."""
-    position_rate: float = 1.6e-4
-    """Adam learning rate of positions per unit of scene size; decays to a hundredth."""
+    interior_share: float = 0.3
+    """Share of the first splats that lie inside the visual hull, not on its surface: openings hide what is inside."""
+    initial_scale: float = 0.6
+    """Standard deviation of the first splats, as a multiple of the distance to their neighbours."""
+    position_rate: float = 1.6e-3
+    """Adam learning rate of positions per half side of the scene's cube; decays to a hundredth."""
+    rotation_rate: float = 4e-3
+    """Adam learning rate of quaternions; like the following, it decays to a tenth."""
+    scale_rate: float = 8e-2
+    """Adam learning rate of the logarithms of the standard deviations."""
+    opacity_rate: float = 0.15
+    """Adam learning rate of the logits of the opacities."""
+    colour_rate: float = 2e-2
+    """Adam learning rate of the colour that does not depend on the view."""
+    view_colour_rate: float = 7e-3
+    """Adam learning rate of the view-dependent terms of the colour."""
     densify_every: int = 100
     """Steps between rounds of splitting and pruning."""
     densify_until: float = 0.5
@@ -66,6 +88,18 @@ class FitConfig:
     """Seed of every random choice."""
     checkpoint_seconds: float = 20.0
     """Seconds between checkpoints that a killed fit resumes from; 0 writes none."""
+
+
+PRESETS: dict[str, FitConfig] = {
+    "fast": FitConfig(steps=600, size_px=320, splats=30_000, initial_splats=12_000),
+    "default": FitConfig(),
+    "best": FitConfig(steps=6000, splats=100_000),
+}
+
+
+def preset(name: Literal["fast", "default", "best"]) -> FitConfig:
+    """A tried config: "fast" for a first look, "best" where minutes do not matter."""
+    return PRESETS[name]
 
 
 @dataclass(frozen=True)
@@ -168,12 +202,26 @@ def fit_scene(
         photos.append(load_photo(view, config.size_px))
         if on_photo is not None:
             on_photo(index + 1, len(scene.views))
+    return fit_photos(
+        photos,
+        config,
+        cloud=initial_cloud(scene),
+        checkpoint=checkpoint,
+        device=device,
+        on_progress=on_progress,
+    )
+
+
+def initial_cloud(scene: Scene) -> InitialPoints | None:
+    """The scene's own coloured points, None where it brings fewer than a hundred.
+
+    Raises: InputError for a point file that cannot be read.
+    """
     points = None if scene.points_path is None else read_points(scene.points_path)
-    cloud = None
-    if points is not None and len(points.positions) >= 100:
-        colours = torch.full_like(points.positions, 0.5) if points.colours is None else points.colours
-        cloud = InitialPoints(points.positions, colours, neighbour_spacing(points.positions), "point cloud")
-    return fit_photos(photos, config, cloud=cloud, checkpoint=checkpoint, device=device, on_progress=on_progress)
+    if points is None or len(points.positions) < 100:
+        return None
+    colours = torch.full_like(points.positions, 0.5) if points.colours is None else points.colours
+    return InitialPoints(points.positions, colours, neighbour_spacing(points.positions), "point cloud")
 
 
 def fit_photos(
@@ -187,12 +235,30 @@ def fit_photos(
 ) -> Fit:
     """Splats that render as `photos`. See `fit_scene`.
 
+    Torch works in one thread meanwhile: its pool spins, and takes the cores from the kernel's own.
     Raises: InputError for fewer than two photos.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _fit(photos, config, cloud, checkpoint, device or torch.device("cpu"), on_progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit(
+    photos: Sequence[Photo],
+    config: FitConfig,
+    cloud: InitialPoints | None,
+    checkpoint: Path | None,
+    device: torch.device,
+    on_progress: Callable[[FitProgress], None] | None,
+) -> Fit:
     if len(photos) < 2:
-        raise InputError(f"{len(photos)} photo(s): a fit needs two at least, from different sides; add photos")
+        raise InputError(
+            f"{len(photos)} photo(s): a fit needs two at least, from different sides; add photos"
+        )
     started = time.perf_counter()
-    device = device or torch.device("cpu")
     held_out = held_out_indices(len(photos), config.held_out_every)
     fitted = [i for i in range(len(photos)) if i not in held_out]
     volume = common_volume([photos[i].camera for i in fitted])
@@ -203,7 +269,11 @@ def fit_photos(
         points = _initial_points([photos[i] for i in fitted], config, cloud)
         source = points.source
         gaussians = gaussians_from_points(
-            points.positions, points.colours, points.spacing, opacity=0.3, sh_degree=config.sh_degree
+            points.positions,
+            points.colours,
+            config.initial_scale * points.spacing,
+            opacity=0.3,
+            sh_degree=config.sh_degree,
         )
         optimizer = SplatOptimizer(gaussians.to(device), rates)
         tally = GradientTally.empty(len(optimizer))
@@ -215,7 +285,9 @@ def fit_photos(
         source = str(meta["initial_source"])
         first_step = int(meta["step"])
         means = tensors["means.value"]
-        like = gaussians_from_points(means, torch.zeros_like(means), means.new_ones(len(means)), sh_degree=config.sh_degree)
+        like = gaussians_from_points(
+            means, torch.zeros_like(means), means.new_ones(len(means)), sh_degree=config.sh_degree
+        )
         optimizer = SplatOptimizer(like.to(device), rates)
         optimizer.load_state({name: tensor.to(device) for name, tensor in tensors.items()})
         tally = GradientTally(tensors["tally.pull"], tensors["tally.views"])
@@ -223,7 +295,10 @@ def fit_photos(
         exposure_moments = tensors["exposure_moments"].to(device)
 
     crops = {i: _Crop.of(photos[i], device) for i in fitted}
-    options = [RasterOptions(sh_degree=d, antialiased=config.antialiased) for d in range(config.sh_degree + 1)]
+    outside = [_Outside.of(photos[i]) for i in fitted]
+    options = [
+        RasterOptions(sh_degree=d, antialiased=config.antialiased) for d in range(config.sh_degree + 1)
+    ]
     on_cpu = choose_backend(device) == "cpu"
     large = 0.01 * volume.half_size
     last_save = time.perf_counter()
@@ -269,7 +344,7 @@ def fit_photos(
         done = step + 1
         if growing and done % config.densify_every == 0:
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + done)
-            _prune(optimizer, tally, photos, fitted, volume, generator)
+            _prune(optimizer, tally, outside, volume, generator)
             progress = min(1.0, (done // config.densify_every) / rounds)
             wanted = round(start_count * (config.splats / start_count) ** progress)
             grow(optimizer, tally, wanted, large, generator)
@@ -277,7 +352,9 @@ def fit_photos(
         if on_progress is not None and (done % 10 == 0 or done == config.steps):
             value = psnr(rgb.detach().cpu(), crop.target.planes.permute(1, 2, 0).cpu())
             running = value if running == 0.0 else 0.9 * running + 0.1 * value
-            on_progress(FitProgress(done, config.steps, len(optimizer), running, time.perf_counter() - started))
+            on_progress(
+                FitProgress(done, config.steps, len(optimizer), running, time.perf_counter() - started)
+            )
         if (
             checkpoint is not None
             and config.checkpoint_seconds > 0
@@ -296,13 +373,14 @@ def fit_photos(
 
 
 def learning_rates(config: FitConfig, volume: Volume) -> dict[str, float]:
-    """Adam's rates at the first step, by field (Kerbl et al. 2023, with positions per unit of the scene's size)."""
+    """Adam's rates at the first step, by field; "sh_constant" is that of the first column of `sh`."""
     return {
-        "means": config.position_rate * 2.5 * volume.half_size,
-        "quats": 2e-3,
-        "log_scales": 1e-2,
-        "logit_opacities": 5e-2,
-        "sh": 5e-3,
+        "means": config.position_rate * volume.half_size,
+        "quats": config.rotation_rate,
+        "log_scales": config.scale_rate,
+        "logit_opacities": config.opacity_rate,
+        "sh_constant": config.colour_rate,
+        "sh": config.view_colour_rate,
     }
 
 
@@ -322,8 +400,14 @@ class _Crop:
         if len(rows) == 0:
             top, bottom, left, right = 0, height, 0, width
         else:
-            top, bottom = max(0, int(rows[0]) - CROP_MARGIN_PX), min(height, int(rows[-1]) + 1 + CROP_MARGIN_PX)
-            left, right = max(0, int(columns[0]) - CROP_MARGIN_PX), min(width, int(columns[-1]) + 1 + CROP_MARGIN_PX)
+            top, bottom = (
+                max(0, int(rows[0]) - CROP_MARGIN_PX),
+                min(height, int(rows[-1]) + 1 + CROP_MARGIN_PX),
+            )
+            left, right = (
+                max(0, int(columns[0]) - CROP_MARGIN_PX),
+                min(width, int(columns[-1]) + 1 + CROP_MARGIN_PX),
+            )
         camera = dataclasses.replace(
             photo.camera,
             world_to_cam=photo.camera.world_to_cam.to(device),
@@ -347,7 +431,12 @@ def _initial_points(photos: Sequence[Photo], config: FitConfig, cloud: InitialPo
         return InitialPoints(positions, cloud.colours[chosen], neighbour_spacing(positions), cloud.source)
     cameras = [photo.camera for photo in photos]
     hull = hull_points(
-        cameras, [p.rgb for p in photos], [p.alpha for p in photos], config.initial_splats, generator
+        cameras,
+        [p.rgb for p in photos],
+        [p.alpha for p in photos],
+        config.initial_splats,
+        generator,
+        interior_share=config.interior_share,
     )
     return hull or random_points(cameras, config.initial_splats, generator)
 
@@ -358,29 +447,48 @@ def _view_order(count: int, step: int, seed: int) -> int:
     return int(torch.randperm(count, generator=generator)[step % count])
 
 
+@dataclass(frozen=True)
+class _Outside:
+    """Where in a photo no splat's centre can project to."""
+
+    camera: Camera
+    mask: (
+        Bool[Tensor, "height width"] | None
+    )  # a few px off the silhouette; None where there is no silhouette
+
+    @classmethod
+    def of(cls, photo: Photo, reach_px: int = 4) -> _Outside:
+        if float(photo.alpha.min()) > 0.5:
+            return cls(photo.camera, None)
+        part = photo.alpha[None, None]
+        near = F.max_pool2d(part, (1, 2 * reach_px + 1), stride=1, padding=(0, reach_px))
+        near = F.max_pool2d(near, (2 * reach_px + 1, 1), stride=1, padding=(reach_px, 0))
+        return cls(photo.camera, near[0, 0] < 0.05)
+
+    def holds(self, means: Float[Tensor, "n xyz=3"]) -> Bool[Tensor, " n"]:
+        """Which points project into the mask; those out of the frame do not."""
+        if self.mask is None:
+            return torch.zeros(len(means), dtype=torch.bool)
+        u, v, depth = self.camera.project(means).unbind(-1)
+        seen = (depth > 0) & (u >= 0) & (u < self.camera.width) & (v >= 0) & (v < self.camera.height)
+        column, row = u.clamp(0, self.camera.width - 1).long(), v.clamp(0, self.camera.height - 1).long()
+        return seen & self.mask[row, column]
+
+
 def _prune(
     optimizer: SplatOptimizer,
     tally: GradientTally,
-    photos: Sequence[Photo],
-    fitted: Sequence[int],
+    outside: Sequence[_Outside],
     volume: Volume,
     generator: torch.Generator,
 ) -> None:
     """Drop splats that are faint, huge, not finite, or whose centre lies off the silhouette in two of twelve views."""
     gaussians = optimizer.gaussians.detached()
     drop = prunable(gaussians, 0.005, 0.5 * volume.half_size)
-    means = gaussians.means.cpu()
+    means = gaussians.means.cpu().nan_to_num()
     off = torch.zeros(len(means), dtype=torch.int32)
-    for i in torch.randperm(len(fitted), generator=generator)[:12].tolist():
-        photo = photos[fitted[i]]
-        if float(photo.alpha.min()) > 0.5:
-            continue
-        u, v, depth = photo.camera.project(means).unbind(-1)
-        seen = (depth > 0) & (u >= 0) & (u < photo.camera.width) & (v >= 0) & (v < photo.camera.height)
-        column, row = u.clamp(0, photo.camera.width - 1).long(), v.clamp(0, photo.camera.height - 1).long()
-        radius = 4
-        near = torch.nn.functional.max_pool2d(photo.alpha[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0]
-        off += seen & (near[row, column] < 0.05)
+    for i in torch.randperm(len(outside), generator=generator)[:12].tolist():
+        off += outside[i].holds(means)
     drop |= (off >= 2).to(drop.device)
     if bool(drop.any()) and int((~drop).sum()) >= 16:
         optimizer.keep(~drop)
@@ -427,7 +535,13 @@ def _identity(photos: Sequence[Photo], config: FitConfig) -> dict[str, object]:
     """What a checkpoint must agree with to be resumed."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "checkpoint_seconds"}
     digest = [
-        [p.name, p.camera.width, p.camera.height, round(float(p.rgb.double().sum()), 3), p.camera.world_to_cam.tolist()]
+        [
+            p.name,
+            p.camera.width,
+            p.camera.height,
+            round(float(p.rgb.double().sum()), 3),
+            p.camera.world_to_cam.tolist(),
+        ]
         for p in photos
     ]
     return json.loads(json.dumps({"version": 1, "config": settings, "photos": digest}))

@@ -60,15 +60,17 @@ def hull_points(
     generator: torch.Generator,
     *,
     resolution: int = 128,
+    interior_share: float = 0.0,
 ) -> InitialPoints | None:
-    """`count` points on the surface of the visual hull, coloured by the views that see them; None without silhouettes.
+    """`count` points on the surface of the visual hull, `interior_share` of them anywhere in it, coloured by the views that see
+    them; None without silhouettes. Points inside matter where openings show them: a silhouette has no openings.
 
     A voxel is carved when it projects into the image of some view and off the silhouette there; it must be in the
     frame of a quarter of the views. Source: Laurentini 1994; carved coarse to fine so that cost follows the surface.
     """
-    chosen = _spread(len(cameras), 60)
+    used = _spread(len(cameras), 60)
     small_cameras, small_images, silhouettes = [], [], []
-    for i in chosen:
+    for i in used:
         scale = min(1.0, SILHOUETTE_PX / max(cameras[i].width, cameras[i].height))
         width, height = max(1, round(cameras[i].width * scale)), max(1, round(cameras[i].height * scale))
         small_cameras.append(cameras[i].resized(width, height))
@@ -90,7 +92,12 @@ def hull_points(
     cell = 2 * volume.half_size / resolution
     pick = torch.randint(len(cells), (count,), generator=generator)
     jitter = torch.rand(count, 3, generator=generator)
-    positions = volume.centre + (cells[pick] + jitter) * cell - volume.half_size
+    chosen = cells[pick]
+    inside = round(interior_share * count)
+    if inside > 0:
+        filled = occupied.nonzero()
+        chosen[:inside] = filled[torch.randint(len(filled), (inside,), generator=generator)]
+    positions = volume.centre + (chosen + jitter) * cell - volume.half_size
     colours = _colours(positions, small_cameras, small_images, silhouettes, cell)
     return InitialPoints(positions, colours, neighbour_spacing(positions), "visual hull")
 
@@ -137,7 +144,9 @@ def _carve(
         for camera, silhouette in zip(cameras, silhouettes, strict=True):
             # Coarse cells must not lose a child: half a diagonal. The finest level only bridges the pixel grid.
             distance = float((camera.centre - volume.centre).norm())
-            radius_px = 0.87 * size * camera.fl_x / max(distance - 0.7 * volume.half_size, 0.3 * distance, 1e-6)
+            radius_px = (
+                0.87 * size * camera.fl_x / max(distance - 0.7 * volume.half_size, 0.3 * distance, 1e-6)
+            )
             grown = silhouette if level >= resolution else _dilate(silhouette, max(1, round(radius_px)))
             u, v, depth = camera.project(centres).unbind(-1)
             seen = (depth > 0) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)

@@ -1,0 +1,169 @@
+"""The fit of splats to photos, on a coloured ball rendered in closed form."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from prepare.camera import Camera, look_at
+from prepare.errors import InputError
+from recon.fit import Fit, FitConfig, FitProgress, Photo, fit_photos, held_out_indices, preset, resumable_step
+from recon.losses import psnr
+
+SIZE = 40
+TINY = FitConfig(
+    steps=90, size_px=SIZE, splats=500, initial_splats=250, sh_degree=1, densify_every=20, held_out_every=6
+)
+
+
+def ball_photo(index: int, *, silhouette: bool = True, gain: float = 1.0) -> Photo:
+    """A ball of radius 0.5 whose colour is its normal, over white, ray-traced."""
+    azimuth, elevation = 2.4 * index, math.asin(0.8 * math.sin(1.7 * index))
+    centre = 3 * torch.tensor(
+        [
+            math.cos(azimuth) * math.cos(elevation),
+            math.sin(azimuth) * math.cos(elevation),
+            math.sin(elevation),
+        ]
+    )
+    camera = Camera(
+        look_at(centre, torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])), 80.0, 80.0, 20.0, 20.0, SIZE, SIZE
+    )
+    rows, columns = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    rays = torch.stack([(columns - 20.0) / 80.0, (rows - 20.0) / 80.0, torch.ones_like(rows)], dim=-1)
+    rays = torch.nn.functional.normalize(rays, dim=-1) @ camera.world_to_cam[:3, :3]
+    along = -(rays @ centre)
+    gap = 0.25 - (9 - along.square())
+    hit = gap > 0
+    normal = (centre + rays * (along - gap.clamp_min(0).sqrt())[..., None]) / 0.5
+    colour = (0.5 + 0.4 * normal) * gain
+    rgb = torch.where(hit[..., None], colour, torch.ones(3))
+    alpha = hit.float() if silhouette else torch.ones(SIZE, SIZE)
+    return Photo(f"{index}.png", camera, rgb.contiguous(), alpha, torch.ones(3), None)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Photo]:
+    return [ball_photo(i) for i in range(18)]
+
+
+@pytest.fixture(scope="module")
+def fitted(photos: list[Photo]) -> Fit:
+    return fit_photos(photos, TINY)
+
+
+def assert_same(first: Fit, second: Fit) -> None:
+    for name, tensor in first.gaussians.tensors().items():
+        assert torch.equal(tensor, second.gaussians.tensors()[name]), name
+    assert [view.psnr for view in first.views] == [view.psnr for view in second.views]
+
+
+def test_a_fitted_ball_renders_as_its_photos_from_views_that_were_held_out(
+    photos: list[Photo], fitted: Fit
+) -> None:
+    held_out = [view.name for view in fitted.views if view.held_out]
+    assert held_out == ["3.png", "9.png", "15.png"]
+    quality = fitted.mean_psnr(held_out=True)
+    nothing = sum(psnr(torch.ones(SIZE, SIZE, 3), photos[i].rgb) for i in (3, 9, 15)) / 3
+    assert quality is not None
+    assert quality > nothing + 8.0  # the ball's outline is jagged, so 40 dB cannot be
+    assert fitted.initial_source == "visual hull"
+
+
+def test_the_budget_of_splats_holds_and_the_splats_lie_on_the_ball(fitted: Fit) -> None:
+    assert 250 <= len(fitted.gaussians) <= TINY.splats
+    opaque = torch.sigmoid(fitted.gaussians.logit_opacities) > 0.5
+    assert float(fitted.gaussians.means[opaque].norm(dim=1).quantile(0.95)) < 0.6
+
+
+def test_the_same_bits_come_out_whatever_the_number_of_threads(photos: list[Photo], fitted: Fit) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    try:
+        expected_after = torch.get_num_threads()
+        again = fit_photos(photos, TINY)
+        assert torch.get_num_threads() == expected_after
+    finally:
+        torch.set_num_threads(before)
+    assert_same(fitted, again)
+
+
+def test_a_killed_fit_goes_on_to_the_same_bits(
+    photos: list[Photo], fitted: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(progress: FitProgress) -> None:
+        if progress.step == 50:
+            raise Killed
+
+    config = replace(TINY, checkpoint_seconds=1e-9)  # after each step
+    with pytest.raises(Killed):
+        fit_photos(photos, config, checkpoint=tmp_path, on_progress=kill)
+    assert resumable_step(tmp_path) == 49
+    steps: list[int] = []
+    resumed = fit_photos(
+        photos,
+        replace(TINY, checkpoint_seconds=1e9),
+        checkpoint=tmp_path,
+        on_progress=lambda progress: steps.append(progress.step),
+    )
+    assert steps[0] == 50
+    assert_same(fitted, resumed)
+
+
+def test_a_checkpoint_of_other_photos_or_settings_is_not_resumed(photos: list[Photo], tmp_path: Path) -> None:
+    short = replace(TINY, steps=4, checkpoint_seconds=1e-9)
+    fit_photos(photos, short, checkpoint=tmp_path)
+    assert resumable_step(tmp_path) == 4
+    steps: list[int] = []
+    other = replace(short, steps=10, seed=1)
+    fit_photos(photos, other, checkpoint=tmp_path, on_progress=lambda progress: steps.append(progress.step))
+    assert steps == [10]
+    assert_same(fit_photos(photos, other), fit_photos(photos, other, checkpoint=tmp_path))
+
+
+def test_a_damaged_checkpoint_is_ignored(photos: list[Photo], tmp_path: Path) -> None:
+    short = replace(TINY, steps=4, checkpoint_seconds=1e-9)
+    whole = fit_photos(photos, short, checkpoint=tmp_path)
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:200])
+    assert_same(whole, fit_photos(photos, short, checkpoint=tmp_path))
+
+
+def test_photos_without_silhouettes_start_from_random_points_and_still_fit() -> None:
+    photos = [ball_photo(i, silhouette=False) for i in range(12)]
+    fit = fit_photos(photos, TINY)
+    assert fit.initial_source == "random"
+    quality = fit.mean_psnr(held_out=False)
+    assert quality is not None
+    assert quality > 18.0
+
+
+def test_fitted_exposure_finds_the_gain_between_photos() -> None:
+    photos = [ball_photo(i, gain=0.8 if i % 2 else 1.0) for i in range(12)]
+    fit = fit_photos(photos, replace(TINY, exposure=True, steps=240, held_out_every=0))
+    gains = torch.tensor([view.gain for view in fit.views]).mean(dim=1)
+    ratio = float(gains[1::2].mean() / gains[::2].mean())
+    assert 0.7 < ratio < 0.93  # true 0.8; bias takes some of it
+
+
+def test_held_out_photos_are_the_middle_of_each_run() -> None:
+    assert held_out_indices(96, 8) == set(range(4, 96, 8))
+    assert held_out_indices(15, 8) == set()
+    assert held_out_indices(40, 0) == set()
+
+
+def test_presets_differ_in_effort() -> None:
+    assert preset("default") == FitConfig()
+    assert preset("fast").steps < preset("default").steps < preset("best").steps
+
+
+def test_one_photo_is_refused() -> None:
+    with pytest.raises(InputError, match="needs two"):
+        fit_photos([ball_photo(0)], TINY)
