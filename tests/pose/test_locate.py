@@ -1,0 +1,172 @@
+"""Photos of known cameras are found and believed; what is no such photo is not; a result is the photo's alone."""
+
+import pytest
+import torch
+
+from detect.metrics import rotation_error_deg
+from pose.locate import BeliefLimits, LocateConfig, locate
+from recon.kernel.library import kernel_info, set_threads
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+def found(toy, photo, **options):
+    loaded = toy.loaded
+    return locate(
+        loaded.reference, loaded.index, loaded.levels, photo.rgb, photo.alpha, photo.camera, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def photos(toy):
+    """Twelve photos from random directions, some rolled, nearer or farther."""
+    cameras = []
+    for i, camera in enumerate(toy.cameras(12, seed=31)):
+        moved = camera.world_to_cam.clone()
+        moved[:3, 3] *= (1.0, 1.15, 0.9)[i % 3]
+        cameras.append(camera.moved(moved))
+    return [toy.photo(camera, noise_seed=100 + i) for i, camera in enumerate(cameras)]
+
+
+@pytest.fixture(scope="module")
+def results(toy, photos):
+    return [found(toy, photo) for photo in photos]
+
+
+def test_random_cameras_are_found_within_a_tenth_of_a_degree_and_believed(photos, results):
+    for photo, result in zip(photos, results, strict=True):
+        truth = photo.camera
+        assert (
+            float(rotation_error_deg(result.camera.world_to_cam.double(), truth.world_to_cam.double())) < 0.1
+        )
+        assert (result.camera.centre - truth.centre).norm() < 0.005 * truth.centre.norm()
+        assert result.believed
+        assert result.reasons == ()
+        assert result.inliers > 0.95
+        assert result.overlap > 0.97
+        assert 0 < result.sigma_deg < 0.1
+        assert 0 < result.agreement <= 1
+        assert (result.camera.width, result.camera.height) == (100, 100)
+
+
+def test_the_stated_uncertainty_is_of_the_size_of_the_error(photos, results):
+    errors = [
+        float(rotation_error_deg(r.camera.world_to_cam.double(), p.camera.world_to_cam.double()))
+        for p, r in zip(photos, results, strict=True)
+    ]
+    rms = (sum(e * e for e in errors) / len(errors)) ** 0.5
+    sigma = sum(r.sigma_deg for r in results) / len(results)
+    assert 0.3 < rms / sigma < 3
+
+
+def test_nearest_view_is_the_angle_to_the_nearest_fitted_photo(toy, photos, results):
+    for photo, result in zip(photos[:3], results, strict=False):
+        centre = photo.camera.centre / photo.camera.centre.norm()
+        fitted = [v.camera.centre / v.camera.centre.norm() for v in toy.reference.views if not v.held_out]
+        nearest = min(float(torch.rad2deg(torch.acos((centre @ other).clamp(-1, 1)))) for other in fitted)
+        assert result.nearest_view_deg == pytest.approx(nearest, abs=0.2)
+
+
+@pytest.mark.parametrize("roll_deg", [90.0, 180.0, -35.0])
+def test_a_rolled_photo_is_found(toy, roll_deg):
+    from pose.se3 import rotation_from_vector
+
+    camera = toy.cameras(3, seed=33)[1]
+    turned = torch.eye(4)
+    turned[:3, :3] = rotation_from_vector(torch.tensor([0.0, 0.0, roll_deg]).deg2rad())
+    photo = toy.photo(camera.moved(turned @ camera.world_to_cam), noise_seed=7)
+    result = found(toy, photo)
+    assert result.believed
+    assert (
+        float(rotation_error_deg(result.camera.world_to_cam.double(), photo.camera.world_to_cam.double()))
+        < 0.1
+    )
+
+
+def test_a_photo_cropped_by_its_frame_is_found(toy):
+    from prepare.camera import look_at
+
+    pose = look_at(
+        torch.tensor([1.4, -2.0, 1.2]), torch.tensor([0.55, 0.3, 0.1]), torch.tensor([0.0, 0.0, 1.0])
+    )
+    photo = toy.photo(toy.reference.camera.moved(pose), noise_seed=5)
+    border = torch.cat([photo.alpha[:, 0], photo.alpha[:, -1], photo.alpha[0], photo.alpha[-1]])
+    assert (border > 0.5).sum() > 10
+    result = found(toy, photo)
+    assert result.believed
+    assert float(rotation_error_deg(result.camera.world_to_cam.double(), pose.double())) < 0.1
+
+
+def same(a, b):
+    return (
+        torch.equal(a.camera.world_to_cam, b.camera.world_to_cam)
+        and (a.believed, a.inliers, a.overlap, a.sigma_deg, a.agreement, a.hypotheses)
+        == (b.believed, b.inliers, b.overlap, b.sigma_deg, b.agreement, b.hypotheses)
+    )  # fmt: skip
+
+
+def test_the_same_photo_gives_the_same_bits_in_any_order(toy, photos, results):
+    assert same(found(toy, photos[4]), results[4])
+    assert same(found(toy, photos[1]), results[1])
+    assert same(found(toy, photos[1]), results[1])
+
+
+def test_the_number_of_threads_does_not_change_the_result(toy, photos, results):
+    before = kernel_info().threads
+    try:
+        for threads in (1, 2):
+            set_threads(threads)
+            assert same(found(toy, photos[2]), results[2])
+    finally:
+        set_threads(before)
+
+
+def test_a_blank_photo_has_no_camera(toy, photos):
+    blank = toy.photo(photos[0].camera)
+    blank.rgb.fill_(1.0)
+    blank.alpha.zero_()
+    assert found(toy, blank) is None
+
+
+def unbelieved(result):
+    return result is not None and not result.believed and len(result.reasons) > 0 and all(result.reasons)
+
+
+def test_noise_is_not_believed(toy, photos):
+    noise = toy.photo(photos[0].camera)
+    noise.rgb.copy_(torch.rand(100, 100, 3, generator=torch.Generator().manual_seed(0)))
+    noise.alpha.fill_(1.0)
+    assert unbelieved(found(toy, noise))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_another_part_is_not_believed(toy, other_toy_gaussians, seed):
+    camera = toy.cameras(2, seed=41)[seed]
+    result = found(toy, toy.photo(camera, noise_seed=1, gaussians=other_toy_gaussians))
+    assert unbelieved(result)
+    assert "of the part looks as it should" in result.reasons[0]
+
+
+def test_a_half_covered_part_is_not_believed(toy, photos):
+    covered = toy.photo(photos[3].camera, noise_seed=1)
+    columns = (covered.alpha > 0.5).any(dim=0).nonzero()
+    middle = int(columns.float().mean())
+    covered.rgb[:, :middle] = torch.tensor([0.35, 0.3, 0.25])
+    covered.alpha[:, :middle] = 1.0
+    assert unbelieved(found(toy, covered))
+
+
+def test_limits_decide_what_is_believed(toy, photos, results):
+    strict = found(
+        toy, photos[0], limits=BeliefLimits(least_inliers=1.1, least_overlap=1.1, most_sigma_deg=1e-9)
+    )
+    assert torch.equal(strict.camera.world_to_cam, results[0].camera.world_to_cam)
+    assert not strict.believed
+    assert len(strict.reasons) == 3
+    assert found(toy, photos[0], limits=BeliefLimits(least_part_share=0.99)) is None
+
+
+def test_fewer_hypotheses_are_tried_when_so_configured(toy, photos):
+    result = found(toy, photos[0], config=LocateConfig(hypotheses=3, carried=1))
+    assert result.hypotheses <= 3
+    assert result.agreement == 1.0
