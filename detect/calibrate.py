@@ -52,7 +52,7 @@ def calibrate(
     Where there are too few good photos for that, the threshold lies above the highest score by a margin taken from
     their spread, and the result says so.
 
-    Raises: UsageError for a rate outside (0, 1); InputError without scores.
+    Raises: UsageError for a rate outside (0, 1); InputError without scores, or for one that is not finite.
     """
     if not 0.0 < false_alarm_rate < 1.0:
         raise UsageError(f"--false-alarm-rate {false_alarm_rate}: must lie between 0 and 1, for example 0.05")
@@ -60,6 +60,11 @@ def calibrate(
         raise InputError(
             "no good photo could be scored; the reference cannot be calibrated, fit it from more photos"
         )
+    for name, score in zip(names, scores, strict=True):
+        if not math.isfinite(score):
+            raise InputError(
+                f"{name}: a good photo, but its score is {score}; look at the photo, then fit again"
+            )
     ordered = sorted(scores)
     n = len(ordered)
     attainable = 1.0 / (n + 1)
@@ -123,8 +128,11 @@ def load_calibration(path: Path) -> Calibration:
         document["belief"] = BeliefLimits(**document["belief"])
         document["good_scores"] = tuple(float(score) for score in document["good_scores"])
         document["good_names"] = tuple(document["good_names"])
+        document["threshold"] = float(document["threshold"])
+        if not math.isfinite(document["threshold"]):
+            raise ValueError(f"its threshold is {document['threshold']}")
         return Calibration(**document)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: the calibration cannot be read ({error}); run `splatad fit` again"
         ) from error

@@ -1,11 +1,12 @@
-"""How a photo differs from the render at its camera: colour and structure, without learned weights.
+"""How a photo differs from the render at its camera: colour and local contrast, without learned weights.
 
 Channels, each >= 0 and zero for equal images, at full resolution:
 
 * `colour`: Lab distance / 100 of each pixel to the best match within one pixel in the other image, both ways, so that
   edges off by part of a pixel do not count, a missing part and an added part do;
-* `coarse`: Lab distance / 100 of the two images blurred by 2 px: faint, wide changes;
-* `structure`: distance of the luminance gradients, tolerant of one pixel likewise.
+* `contrast`: what is left of the difference once its local mean is taken out, as a share of the two images' local
+  contrast. Light and gloss change the mean; a burr, a crack or a stain's rim changes the contrast. It is one minus
+  SSIM's contrast-structure term (Wang et al. 2004) over Lab.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from jaxtyping import Float
 from kornia.color import rgb_to_lab
 from torch import Tensor
 
-CHANNELS = ("colour", "coarse", "structure")
+CHANNELS = ("colour", "contrast")
+CONTRAST_PX = 3.0  # standard deviation of the window of `contrast`, at 400 px
+CONTRAST_NOISE = 0.03  # local Lab contrast / 100 that camera noise alone may show
 
 
 def difference_channels(
@@ -25,22 +28,21 @@ def difference_channels(
     """The difference of the two images by channel, in the order of CHANNELS."""
     images = torch.stack([photo, render]).clamp(0, 1).permute(0, 3, 1, 2)
     lab = rgb_to_lab(images) / 100.0
-    coarse = blur(lab, 2.0)
-    luminance = blur(lab[:, :1], 0.7)
-    slope = torch.cat(
-        [
-            F.pad(luminance[..., :, 2:] - luminance[..., :, :-2], (1, 1, 0, 0)),
-            F.pad(luminance[..., 2:, :] - luminance[..., :-2, :], (0, 0, 1, 1)),
-        ],
-        dim=1,
-    )
-    return torch.stack(
-        [
-            tolerant_distance(lab[0], lab[1]),
-            (coarse[0] - coarse[1]).norm(dim=0),
-            tolerant_distance(slope[0], slope[1]),
-        ]
-    )
+    sigma = CONTRAST_PX * max(photo.shape[:2]) / 400
+    return torch.stack([tolerant_distance(lab[0], lab[1]), contrast_change(lab[0], lab[1], sigma)])
+
+
+def contrast_change(
+    a: Float[Tensor, "feature height width"], b: Float[Tensor, "feature height width"], sigma: float
+) -> Float[Tensor, "height width"]:
+    """Variance of the difference over the sum of the variances in a Gaussian window, in [0, 2]."""
+    stacked = torch.stack([a, b, a * a, b * b, a * b])
+    mean_a, mean_b, square_a, square_b, product = blur(stacked, max(sigma, 0.7))
+    variance_a = (square_a - mean_a * mean_a).sum(dim=0).clamp_min(0)
+    variance_b = (square_b - mean_b * mean_b).sum(dim=0).clamp_min(0)
+    covariance = (product - mean_a * mean_b).sum(dim=0)
+    left = (variance_a + variance_b - 2 * covariance).clamp_min(0)
+    return left / (variance_a + variance_b + CONTRAST_NOISE**2)
 
 
 def tolerant_distance(
