@@ -29,6 +29,9 @@ from recon.reference import Reference
 HELD_OUT_WEIGHT = (
     3.0  # a held-out photo counts so many times: it was not fitted, so it shows what a new photo will
 )
+# Evidence counts no further than this. Else the thousandth of a pixel that shines through splats which no photo showed
+# would pass, being well-known background, for knowledge of those splats.
+ENOUGH_PIXELS = 2.0
 PRIOR_PIXELS = 4.0  # pixels' worth of the average residual mixed into each splat
 
 
@@ -97,10 +100,13 @@ def residual_sums(
 def expected_deviation(
     reference: Reference, expected: ExpectedResidual, camera: Camera
 ) -> tuple[Float[Tensor, "channel height width"], Float[Tensor, "height width"]]:
-    """Root mean square difference to expect at each pixel by channel, and how much evidence (in pixels) it rests on."""
+    """Root mean square difference to expect at each pixel by channel, and how much evidence it rests on.
+
+    Evidence is in pixels of the good photos, in [0, ENOUGH_PIXELS]; the background has ENOUGH_PIXELS.
+    """
     device = reference.gaussians.device
-    values = torch.cat([expected.variance, expected.seen.clamp_max(1e4)[:, None]], dim=1).to(device)
-    background = torch.cat([expected.background, torch.tensor([1e4])]).to(device)
+    values = torch.cat([expected.variance, expected.seen.clamp_max(ENOUGH_PIXELS)[:, None]], dim=1).to(device)
+    background = torch.cat([expected.background, torch.tensor([ENOUGH_PIXELS])]).to(device)
     planes = []
     for start in range(0, values.shape[1], 3):
         part = values[:, start : start + 3]

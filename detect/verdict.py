@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,11 @@ def decide(located: Located, anomaly: AnomalyMap, part_px: int, calibration: Cal
     if unknown > MOST_UNKNOWN:
         return Verdict(
             "CANNOT TELL", (f"{unknown:.0%} of the part in the photo was not shown by any reference photo",)
+        )
+    if not math.isfinite(anomaly.score):
+        return Verdict(
+            "CANNOT TELL",
+            (f"the anomaly score is {anomaly.score}: the photo holds values that are no colours",),
         )
     ratio = anomaly.score / max(calibration.threshold, 1e-12)
     if anomaly.score > calibration.threshold:

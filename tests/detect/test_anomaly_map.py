@@ -1,0 +1,109 @@
+"""From channels to a map and a score."""
+
+import math
+
+import pytest
+import torch
+
+from detect.anomaly_map import EVIDENCE_PX, FLOORS, SCORED_SHARE, DifferenceDetector, combine, image_score
+from detect.expected import ENOUGH_PIXELS, ExpectedResidual
+from recon.rasterize import RasterOptions, rasterize
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+def test_image_score_is_the_mean_of_the_hottest_pixels():
+    values = torch.arange(400 * 400, dtype=torch.float32).reshape(400, 400)
+    count = round(SCORED_SHARE * 160_000)
+    assert image_score(values) == pytest.approx(160_000 - (count + 1) / 2)
+    small = torch.tensor([[1.0, 5.0, 2.0], [4.0, 3.0, 0.0]])
+    assert image_score(small) == pytest.approx((5 + 4 + 3 + 2) / 4)
+    assert image_score(small[:1, :2]) == pytest.approx(3.0)
+
+
+def test_what_is_not_known_counts_nothing_and_does_not_leak():
+    values = torch.zeros(80, 80)
+    values[20:30, 20:30] = 5.0
+    values[60:70, 60:70] = 50.0
+    known = torch.ones(80, 80, dtype=torch.bool)
+    known[55:75, 55:75] = False
+    result = combine(values[None], known)
+    assert not result.values[~known].any()
+    assert result.values[55:75, 40:54].max() == 0
+    assert result.score == pytest.approx(image_score(result.values))
+    assert 3.0 < result.score <= 5.0
+    assert torch.equal(result.known, known)
+
+
+def test_a_constant_map_stays_that_constant():
+    result = combine(torch.full((1, 60, 90), 1.7), torch.ones(60, 90, dtype=torch.bool))
+    assert torch.allclose(result.values, torch.tensor(1.7))
+    assert result.score == pytest.approx(1.7)
+
+
+def test_a_place_counts_only_where_all_channels_see_it():
+    both = torch.zeros(2, 80, 80)
+    both[:, 20:30, 20:30] = torch.tensor([4.0, 9.0])[:, None, None]
+    both[0, 55:65, 55:65] = 50.0
+    result = combine(both, torch.ones(80, 80, dtype=torch.bool))
+    assert float(result.values[25, 25]) == pytest.approx(6.0, rel=1e-3)
+    assert not result.values[50:, 50:].any()
+
+
+def test_the_map_is_the_difference_over_floor_and_expected_deviation(toy):
+    reference, count = toy.reference, len(toy.reference.gaussians)
+    variance = torch.tensor([0.04, 0.01])
+    expected = ExpectedResidual(variance.expand(count, -1), torch.full((count,), 100.0), variance)
+
+    def two_channels(photo, render):
+        return torch.stack([torch.full((100, 100), 0.33), torch.full((100, 100), 0.24)])
+
+    camera = toy.cameras(1, seed=2)[0]
+    render = rasterize(reference.gaussians, camera, torch.ones(3), options=RasterOptions(depth=True))
+    result = DifferenceDetector(reference, expected, two_channels).anomaly_map(
+        torch.ones(100, 100, 3), render, camera
+    )
+    by_hand = math.sqrt(0.33 / (FLOORS[0] + 0.2) * 0.24 / (FLOORS[1] + 0.1))
+    assert torch.allclose(result.values, torch.tensor(by_hand), rtol=1e-3)
+    assert result.score == pytest.approx(by_hand, rel=1e-3)
+    assert result.known.all()
+
+
+def test_splats_that_no_photo_showed_are_not_known(toy):
+    reference = toy.reference
+    unseen = reference.gaussians.means[:, 0] > 0.1
+    seen = torch.where(unseen, torch.zeros(()), torch.full((), 100.0))
+    expected = ExpectedResidual(torch.full((len(seen), 1), 0.01), seen, torch.tensor([0.01]))
+    camera = toy.cameras(1, seed=2)[0]
+    render = rasterize(reference.gaussians, camera, torch.ones(3), options=RasterOptions(depth=True))
+
+    def zero(photo, render):
+        return torch.zeros(1, 100, 100)
+
+    result = DifferenceDetector(reference, expected, zero).anomaly_map(
+        torch.ones(100, 100, 3), render, camera
+    )
+    colours = torch.where(unseen, 1.0, 0.0)[:, None].expand(-1, 3).contiguous()
+    share_unseen = rasterize(reference.gaussians, camera, torch.zeros(3), colours=colours).rgb[..., 0]
+    # Known where at least half of the pixel is.
+    half = 1 - EVIDENCE_PX / ENOUGH_PIXELS
+    assert not result.known[share_unseen > half + 0.01].any()
+    assert result.known[share_unseen < half - 0.01].all()
+    assert (~result.known).sum() > 50
+
+
+def test_a_painted_blob_is_the_hottest_place(toy):
+    camera = toy.cameras(1, seed=6)[0]
+    photo = toy.photo(camera, noise_seed=1)
+    render = rasterize(toy.reference.gaussians, camera, torch.ones(3), options=RasterOptions(depth=True))
+    detector = toy.loaded.detector
+    good = detector.anomaly_map(photo.rgb, render, camera)
+    u, v = camera.project(torch.zeros(1, 3))[0, :2].int().tolist()
+    painted = photo.rgb.clone()
+    painted[v - 4 : v + 5, u - 4 : u + 5] = torch.tensor([0.9, 0.1, 0.9])
+    bad = detector.anomaly_map(painted, render, camera)
+    assert bad.score > 3 * good.score
+    row, column = divmod(int(bad.values.argmax()), 100)
+    assert abs(row - v) < 6
+    assert abs(column - u) < 6
+    assert torch.equal(bad.values[: v - 14], good.values[: v - 14])

@@ -1,0 +1,139 @@
+"""Thresholds from good scores: order statistics by hand, the promised rate by simulation, files."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from detect.calibrate import calibrate, calibrate_belief, load_calibration, save_calibration
+from detect.metrics import binomial_interval
+from pose.locate import BeliefLimits, Located
+from pose.residual import Exposure
+from prepare.camera import Camera
+from prepare.errors import InputError, UsageError
+
+
+def calibrated(scores, rate=0.05, **options):
+    names = [f"good {i}" for i in range(len(scores))]
+    return calibrate(scores, names, rate, BeliefLimits(), **({"held_out": True} | options))
+
+
+def shuffled(n):
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(n)).tolist()
+    return [float(i + 1) for i in order]
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "kth_smallest"),
+    [(19, 0.05, 19), (99, 0.05, 95), (99, 0.01, 99), (9, 0.1, 9), (9, 0.5, 5), (20, 0.05, 20)],
+)
+def test_threshold_is_the_order_statistic_counted_by_hand(n, rate, kth_smallest):
+    result = calibrated(shuffled(n), rate)
+    assert result.threshold == kth_smallest
+    assert not result.extrapolated
+    assert result.attainable_rate == pytest.approx(1 / (n + 1))
+    assert f"{n} good photos" in result.note
+
+
+@pytest.mark.parametrize(("n", "rate"), [(18, 0.05), (1, 0.05), (3, 0.2), (98, 0.01)])
+def test_too_few_photos_give_a_threshold_above_all_of_them_that_says_so(n, rate):
+    result = calibrated(shuffled(n), rate)
+    assert result.extrapolated
+    assert n < result.threshold < 3 * n
+    assert "extrapolated" in result.note
+    assert "no guarantee" in result.note
+
+
+def test_good_photos_pass_the_promised_rate_of_times():
+    generator = torch.Generator().manual_seed(7)
+    trials, n, rate = 4000, 39, 0.1
+    drawn = torch.randn(trials, n + 1, generator=generator, dtype=torch.float64).exp()
+    alarms = 0
+    for row in drawn.tolist():
+        alarms += row[-1] > calibrated(row[:-1], rate).threshold
+    low, high = binomial_interval(alarms, trials, confidence=0.999)
+    assert low <= rate <= high  # (n + 1) rate is whole, so the rate is met exactly
+
+
+def test_scores_keep_their_order_and_names():
+    result = calibrated([3.0, 1.0, 2.0], 0.3)
+    assert result.good_scores == (3.0, 1.0, 2.0)
+    assert result.good_names == ("good 0", "good 1", "good 2")
+
+
+def test_scores_of_fitted_photos_give_a_wider_threshold_with_a_warning():
+    result = calibrated(shuffled(19), held_out=False)
+    assert result.threshold > 19
+    assert "also fitted" in result.note
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_a_rate_outside_the_open_interval_is_a_usage_error(rate):
+    with pytest.raises(UsageError, match="--false-alarm-rate"):
+        calibrated([1.0, 2.0], rate)
+
+
+def test_no_scores_are_refused():
+    with pytest.raises(InputError, match="no good photo could be scored"):
+        calibrated([])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_finite_are_refused_with_the_photos_name(bad):
+    with pytest.raises(InputError, match="good 1"):
+        calibrated([1.0, bad, 2.0])
+
+
+def located(inliers, overlap):
+    camera = Camera(torch.eye(4), 1.0, 1.0, 0.0, 0.0, 1, 1)
+    return Located(camera, True, (), inliers, overlap, 0.01, 0.001, 1.0, 5.0, Exposure(), 12, {})
+
+
+def test_belief_limits_follow_the_worst_good_photo_and_are_never_stricter_than_the_defaults():
+    assert calibrate_belief([]) == BeliefLimits()
+    assert calibrate_belief([located(1.0, 1.0), located(1.0, 0.93)]) == BeliefLimits()
+    loose = calibrate_belief([located(0.95, 0.97), located(0.8, 0.85)])
+    assert loose.least_inliers == pytest.approx(0.6)
+    assert loose.least_overlap == pytest.approx(0.73)
+    floor = calibrate_belief([located(0.1, 0.1)])
+    assert (floor.least_inliers, floor.least_overlap) == (0.3, 0.5)
+
+
+def test_a_stored_calibration_comes_back_exactly(tmp_path):
+    result = calibrated([0.1 + 0.2, 1 / 3, 2.0], 0.25, detector="difference+mobilenet_v2")
+    save_calibration(tmp_path / "calibration.json", result)
+    assert load_calibration(tmp_path / "calibration.json") == result
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "[1, 2]",
+        "null",
+        {"format": "another"},
+        {"version": 2},
+        {"threshold": "high"},
+        {"threshold": math.nan},
+        {"good_scores": 3},
+        {"belief": {"least": 1}},
+        {"surplus": 1},
+    ],
+)
+def test_a_damaged_calibration_is_refused_with_its_name(tmp_path, change):
+    path = tmp_path / "calibration.json"
+    save_calibration(path, calibrated([1.0, 2.0]))
+    if change is None:
+        path.unlink()
+    elif isinstance(change, str):
+        path.write_text(change)
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(
+        InputError, match=r"(?s)calibration\.json: the calibration cannot be read .*splatad fit"
+    ):
+        load_calibration(path)
