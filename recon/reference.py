@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -70,7 +70,9 @@ class Reference:
     @property
     def distance(self) -> float:
         """Median distance of the cameras to the part's centre, world units."""
-        return float(torch.stack([(v.camera.centre - self.volume.centre).norm() for v in self.views]).median())
+        return float(
+            torch.stack([(v.camera.centre - self.volume.centre).norm() for v in self.views]).median()
+        )
 
     def nearest_view_deg(self, camera: Camera) -> float:
         """Angle at the part's centre between `camera` and the nearest fitted view, degrees."""
@@ -156,19 +158,23 @@ def load_reference(folder: Path) -> Reference:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such reference; fit one with `splatad fit`")
     if not path.is_file():
-        raise InputError(f"{folder}: no reference.json, the fit did not finish; run the same `splatad fit` again to resume")
+        raise InputError(
+            f"{folder}: no reference.json, the fit did not finish; run the same `splatad fit` again to resume"
+        )
     if path.stat().st_size > MAX_JSON_BYTES:
         raise InputError(f"{path}: larger than {MAX_JSON_BYTES} bytes; fit the part again")
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
         if document.get("format") != "splatad-reference" or document["version"] > FORMAT_VERSION:
-            raise InputError(f"{path}: not a reference this version reads; update splatad or fit the part again")
+            raise InputError(
+                f"{path}: not a reference this version reads; update splatad or fit the part again"
+            )
         views = tuple(_read_view(entry) for entry in document["views"])
         reference = Reference(
             name=str(document["name"]),
             gaussians=read_splats(folder / "splats.ply"),
             views=views,
-            volume=Volume(torch.tensor(document["centre"], dtype=torch.float32), float(document["half_size"])),
+            volume=Volume(_read_tensor(document["centre"], 3), float(document["half_size"])),
             options=RasterOptions(antialiased=bool(document["antialiased"])),
             size_px=int(document["size_px"]),
             scene=str(document["scene"]),
@@ -183,9 +189,20 @@ def load_reference(folder: Path) -> Reference:
     return reference
 
 
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"holds {constant}")
+
+
+def _read_tensor(value: object, *shape: int) -> Tensor:
+    tensor = torch.tensor(value, dtype=torch.float32)
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{list(tensor.shape)} numbers where {list(shape)} belong")
+    return tensor
+
+
 def _read_view(entry: Mapping[str, Any]) -> ReferenceView:
     camera = Camera(
-        torch.tensor(entry["world_to_cam"], dtype=torch.float32).reshape(4, 4),
+        _read_tensor(entry["world_to_cam"], 4, 4),
         float(entry["fl_x"]),
         float(entry["fl_y"]),
         float(entry["cx"]),
@@ -196,7 +213,7 @@ def _read_view(entry: Mapping[str, Any]) -> ReferenceView:
     return ReferenceView(
         str(entry["name"]),
         camera,
-        torch.tensor(entry["background"], dtype=torch.float32),
+        _read_tensor(entry["background"], 3),
         bool(entry["held_out"]),
         float(entry["psnr"]),
         float(entry["part_psnr"]),
