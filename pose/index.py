@@ -89,7 +89,9 @@ def build_index(
         raise InputError(
             f"reference {reference.name}: no camera sees any splat; fit the part again with more photos"
         )
-    return PoseIndex(torch.stack(kept), torch.stack(whole), torch.stack(centred), torch.stack(places), lens)
+    # Rounded as the file holds them, so that a photo's camera has the same bits before and after the index is stored.
+    patches = [torch.stack(rows).half().float() for rows in (whole, centred)]
+    return PoseIndex(torch.stack(kept), patches[0], patches[1], torch.stack(places), lens)
 
 
 def sphere_directions(count: int) -> Float[Tensor, "n xyz=3"]:
@@ -154,13 +156,13 @@ def centred_patch(
 def save_index(path: Path, index: PoseIndex) -> None:
     """Write `index` to a .safetensors file, atomically."""
     camera = index.camera
-    lens = torch.tensor([camera.fl_x, camera.fl_y, camera.cx, camera.cy, camera.width, camera.height])
+    lens = [camera.fl_x, camera.fl_y, camera.cx, camera.cy, camera.width, camera.height]
     tensors = {
         "world_to_cam": index.world_to_cam.contiguous(),
         "whole": index.whole.half().contiguous(),
         "centred": index.centred.half().contiguous(),
         "silhouettes": index.silhouettes.contiguous(),
-        "lens": lens.double(),
+        "lens": torch.tensor(lens, dtype=torch.float64),
     }
     write_with(
         path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-pose-index-1"})

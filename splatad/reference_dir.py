@@ -57,11 +57,17 @@ def load_whole_reference(folder: Path, device: torch.device | None = None) -> Lo
         reference = _on_device(reference, device)
     calibration = load_calibration(folder / CALIBRATION)
     difference = difference_of(calibration.detector)
+    expected = load_expected(folder / EXPECTED)
+    if len(expected.seen) != len(reference.gaussians):  # the rasteriser would read beyond them
+        raise InputError(
+            f"{folder / EXPECTED}: of {len(expected.seen)} splats, but {SPLATS} holds {len(reference.gaussians)}: "
+            "files of two fits are mixed; run `splatad fit` again"
+        )
     return LoadedReference(
         reference,
         SplatLevels(reference.gaussians),
         load_index(folder / INDEX),
-        DifferenceDetector(reference, load_expected(folder / EXPECTED), difference),
+        DifferenceDetector(reference, expected, difference),
         calibration,
     )
 

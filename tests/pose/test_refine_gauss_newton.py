@@ -37,7 +37,7 @@ def error_deg(result, camera):
     return float(rotation_error_deg(result.camera.world_to_cam.double(), camera.world_to_cam.double()))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_from_eight_degrees_and_three_percent_off_it_ends_at_the_camera(toy, seed):
     camera = toy.cameras(5, seed=21)[seed]
     start = started_off(camera, seed)
@@ -50,7 +50,7 @@ def test_from_eight_degrees_and_three_percent_off_it_ends_at_the_camera(toy, see
     assert (result.camera.width, result.camera.height, result.camera.fl_x) == (100, 100, camera.fl_x)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_painted_defect_does_not_pull_the_camera(toy, seed):
     camera = toy.cameras(5, seed=22)[seed]
     photo = toy.photo(camera, noise_seed=seed)
@@ -118,6 +118,6 @@ def test_exposure_is_recovered_beside_the_camera(toy):
 
 def test_iterations_stay_within_the_budget(toy):
     camera = toy.cameras(5, seed=25)[0]
-    config = LevenbergConfig(iterations=2, last_iterations=1)
+    config = LevenbergConfig(iterations=(2, 2, 2, 2), last_iterations=1)
     result = refined(toy, toy.photo(camera), started_off(camera, 0), config)
     assert result.iterations <= 2 * 2 + 1
