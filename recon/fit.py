@@ -46,7 +46,7 @@ CROP_MARGIN_PX = 14  # around the part; the SSIM window needs 5
 class FitConfig:
     """How a reference is fitted."""
 
-    steps: int = 1500
+    steps: int = 1800
     """Optimisation steps, one photo each."""
     size_px: int = 400
     """Photos are scaled down so that their longer side is at most this many pixels."""
@@ -78,7 +78,7 @@ class FitConfig:
     """Adam learning rate of the logits of the opacities."""
     colour_rate: float = 2e-2
     """Adam learning rate of the colour that does not depend on the view."""
-    view_colour_rate: float = 7e-3
+    view_colour_rate: float = 4e-3
     """Adam learning rate of the view-dependent terms of the colour."""
     densify_every: int = 100
     """Steps between rounds of splitting and pruning."""
@@ -91,7 +91,7 @@ class FitConfig:
 
 
 PRESETS: dict[str, FitConfig] = {
-    "fast": FitConfig(steps=600, size_px=320, splats=30_000, initial_splats=12_000),
+    "fast": FitConfig(steps=800, size_px=320, splats=30_000, initial_splats=12_000),
     "default": FitConfig(),
     "best": FitConfig(steps=6000, splats=100_000),
 }
