@@ -46,13 +46,13 @@ CROP_MARGIN_PX = 14  # around the part; the SSIM window needs 5
 class FitConfig:
     """How a reference is fitted."""
 
-    steps: int = 1800
+    steps: int = 1500
     """Optimisation steps, one photo each."""
     size_px: int = 400
     """Photos are scaled down so that their longer side is at most this many pixels."""
-    splats: int = 50_000
+    splats: int = 70_000
     """Most splats the reference may hold."""
-    initial_splats: int = 20_000
+    initial_splats: int = 24_000
     """Splats to start from."""
     sh_degree: Literal[0, 1, 2, 3] = 2
     """Degree of the view-dependent colour (spherical harmonics); 0 is matt."""
