@@ -20,6 +20,7 @@ FLOORS = (
     0.05,
     0.05,
 )  # added to the expected deviation of colour, contrast, features: noise and rounding
+BASE = 0.1  # of what good photos leave, granted to every channel: none at zero silences the others (the middle of a stain)
 SMOOTH_PX = 2.0  # standard deviation of the Gaussian over each channel, at 400 px
 SCORED_SHARE = 3e-4  # of the image's pixels: the hottest so many are averaged to the score
 EVIDENCE_PX = 1.0  # pixels of evidence that a place needs before something is said of it
@@ -69,10 +70,13 @@ class DifferenceDetector:
 def combine(
     relative: Float[Tensor, "channel height width"], known: Bool[Tensor, "height width"]
 ) -> AnomalyMap:
-    """The geometric mean of the smoothed channels, zero where nothing is known, and its score."""
+    """The geometric mean of the smoothed channels, each raised by BASE, less BASE; and its score.
+
+    Zero where the images are equal or nothing is known.
+    """
     sigma = max(SMOOTH_PX * max(known.shape) / 400, 0.5)
     smooth = blur((relative * known)[None], sigma)[0].clamp_min(0)
-    values = smooth.prod(dim=0) ** (1.0 / len(relative)) * known
+    values = ((smooth + BASE).prod(dim=0) ** (1.0 / len(relative)) - BASE) * known
     return AnomalyMap(values, known, image_score(values))
 
 

@@ -73,8 +73,14 @@ def blur(
     offset = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
     window = torch.exp(-0.5 * (offset / sigma) ** 2)
     window = window / window.sum()
-    batch, channel, height, width = images.shape
-    flat = images.reshape(batch * channel, 1, height, width)
-    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="replicate"), window.view(1, 1, 1, -1))
-    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="replicate"), window.view(1, 1, -1, 1))
-    return flat.reshape(batch, channel, height, width)
+    height, width = images.shape[-2:]
+    # Sums of shifted images: several times faster on a CPU than a convolution of one channel.
+    padded = F.pad(images, (radius, radius, 0, 0), mode="replicate")
+    rows = torch.zeros_like(images)
+    for k, weight in enumerate(window.tolist()):
+        rows.add_(padded[..., k : k + width], alpha=weight)
+    padded = F.pad(rows, (0, 0, radius, radius), mode="replicate")
+    blurred = torch.zeros_like(images)
+    for k, weight in enumerate(window.tolist()):
+        blurred.add_(padded[..., k : k + height, :], alpha=weight)
+    return blurred

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pose.pyramid import PhotoLevel, SplatLevels, camera_at
+from pose.pyramid import LEVELS_PX, PhotoLevel, SplatLevels, camera_at
 from pose.residual import Exposure, NormalEquations, Robustness, normal_equations
 from pose.se3 import moved_about, nearest_rigid
 from prepare.camera import Camera
@@ -23,10 +23,10 @@ class LevenbergConfig:
     """Residual norm (colour units) beyond which a pixel's weight falls."""
     geman: float = 0.06
     """Scale of the redescending weight used in a last round at the finest level; 0 leaves the round out."""
-    stop: float = 2e-5
-    """A level ends when the cost falls by less than this share."""
-    iterations: int = 40
-    """Most steps a level."""
+    stop: tuple[float, ...] = (1e-3, 2e-5, 2e-5, 1e-4)
+    """A level ends when the cost falls by less than this share; one for each level from the coarsest, the last for more."""
+    iterations: tuple[int, ...] = (12, 40, 40, 8)
+    """Most steps, by level likewise. 100 and 200 px go furthest: they decide the basin, cheaply."""
     last_iterations: int = 6
     """Most steps of the redescending round."""
     exposure: bool = False
@@ -65,7 +65,8 @@ def refine_levenberg(
     iterations = 0
     state: NormalEquations | None = None
     for level in levels:
-        rounds = [(Robustness(config.huber), config.iterations)]
+        rank = LEVELS_PX.index(level.size_px) if level.size_px in LEVELS_PX else -1
+        rounds = [(Robustness(config.huber), config.iterations[rank])]
         if last_round and level is levels[-1] and config.geman > 0:
             rounds.append((Robustness(config.huber, config.geman), config.last_iterations))
         for robustness, most in rounds:
@@ -76,9 +77,10 @@ def refine_levenberg(
                 background,
                 pivot,
                 options,
-                config,
+                config.exposure,
                 robustness,
                 exposure,
+                config.stop[rank],
                 most,
             )
             iterations += used
@@ -93,9 +95,10 @@ def _drive(
     background: Float[Tensor, "rgb=3"],
     pivot: Float[Tensor, "xyz=3"],
     options: RasterOptions,
-    config: LevenbergConfig,
+    fit_exposure: bool,
     robustness: Robustness,
     exposure: Exposure,
+    stop: float,
     most: int,
 ) -> tuple[Camera, NormalEquations, Exposure, int]:
     """One level under one robust weight, to convergence or `most` steps."""
@@ -109,7 +112,7 @@ def _drive(
     used = 0
     while used < most:
         used += 1
-        if config.exposure:
+        if fit_exposure:
             exposure = state.exposure
         scale = state.hessian.diagonal().clamp_min(1e-9 * float(state.hessian.diagonal().max()) + 1e-12)
         system = state.hessian + damping * torch.diag(scale)
@@ -123,7 +126,7 @@ def _drive(
             gained = (state.cost - trial.cost) / max(state.cost, 1e-12)
             camera, state = trial_camera, trial
             damping = max(damping * 0.3, 1e-7)
-            if gained < config.stop:
+            if gained < stop:
                 break
         else:
             damping *= 8.0

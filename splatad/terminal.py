@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 PLAIN_SECONDS = 10.0  # between plain lines
+PLAIN_WIDTH = 120  # columns, where output goes to a file
 
 
 class Bar:
@@ -72,7 +73,8 @@ class Terminal:
     """Where a command talks to its user: standard output, so that errors alone are on standard error."""
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stdout)
+        terminal = sys.stdout.isatty()
+        self._console = Console(file=sys.stdout, width=None if terminal else PLAIN_WIDTH)
 
     def say(self, text: str) -> None:
         """One line as it is; file names are not taken for markup."""

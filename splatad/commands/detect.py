@@ -59,6 +59,7 @@ def run(config: Detect) -> int:
         write_table,
     )
     from splatad.terminal import Terminal
+    from splatad.threads import leave_cores_to_the_kernel
     from splatad.workspace import open_workspace
 
     if not config.query:
@@ -67,6 +68,7 @@ def run(config: Detect) -> int:
     folder = find_reference(workspace, config.class_, config.reference)
     paths = list(dict.fromkeys(path for given in config.query for path in list_images(given)))
     device = choose_device(config.device)
+    leave_cores_to_the_kernel(device)
     inspector = Inspector.open(folder, device)
     loaded = inspector.loaded
     out = config.out or workspace.runs / f"{_now()}-{loaded.reference.name}"

@@ -61,10 +61,12 @@ def run(config: Evaluate) -> int:
     from splatad.run_output import footer, map_range, report_photo, verdict_row, write_table
     from splatad.run_record import machine, versions
     from splatad.terminal import Terminal
+    from splatad.threads import leave_cores_to_the_kernel
     from splatad.workspace import open_workspace
 
     workspace = open_workspace(config.workspace)
     device = choose_device(config.device)
+    leave_cores_to_the_kernel(device)
     inspector = Inspector.open(find_reference(workspace, config.class_, config.reference), device)
     loaded = inspector.loaded
     name = loaded.reference.name
@@ -220,14 +222,14 @@ def _score_of(values) -> float:
 
 
 COLUMNS = (
-    ("image AUROC", "image_auroc"),
-    ("pixel AUROC", "pixel_auroc"),
-    ("AUPRO@0.3", "aupro_30"),
-    ("AUPRO@0.05", "aupro_05"),
-    ("image AP", "image_ap"),
-    ("image F1-max", "image_f1"),
-    ("pixel AP", "pixel_ap"),
-    ("pixel F1-max", "pixel_f1"),
+    ("I-AUROC", "image_auroc"),
+    ("P-AUROC", "pixel_auroc"),
+    ("AUPRO.3", "aupro_30"),
+    ("AUPRO.05", "aupro_05"),
+    ("I-AP", "image_ap"),
+    ("I-F1", "image_f1"),
+    ("P-AP", "pixel_ap"),
+    ("P-F1", "pixel_f1"),
 )
 
 
@@ -239,10 +241,10 @@ def _print_tables(
     from detect.published import published_for
 
     table = Table(title=f"{name}: {overall.photos} test photos, rates in percent")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for title, _ in COLUMNS:
-        table.add_column(title, justify="right")
-    table.add_column("s/photo", justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("s/photo", justify="right", no_wrap=True)
 
     def cells(metrics: Metrics) -> list[str]:
         return [_rate(getattr(metrics, field)) for _, field in COLUMNS]
@@ -252,7 +254,7 @@ def _print_tables(
         table.add_row(f"  {label}", *cells(metrics), "")
     table.add_section()
     for row in published_for(name):
-        known = {"image AUROC": row.image_auroc, "pixel AUROC": row.pixel_auroc, "AUPRO@0.3": row.aupro}
+        known = {"I-AUROC": row.image_auroc, "P-AUROC": row.pixel_auroc, "AUPRO.3": row.aupro}
         values = [_rate(known.get(title)) for title, _ in COLUMNS]
         time = "" if row.seconds_per_photo is None else f"{row.seconds_per_photo:.1f}"
         table.add_row(f"{row.method} ({row.scope})", *values, time)
@@ -269,7 +271,7 @@ def _report_metrics(name: str, overall: Metrics, per_photo: float) -> dict[str, 
     ours: dict[str, float | str] = {title: _rate(getattr(overall, field)) for title, field in shown}
     rows = {"splatad (this run)": ours | {"seconds per photo": f"{per_photo:.2f}"}}
     for row in published_for(name):
-        known = {"image AUROC": row.image_auroc, "pixel AUROC": row.pixel_auroc, "AUPRO@0.3": row.aupro}
+        known = {"I-AUROC": row.image_auroc, "P-AUROC": row.pixel_auroc, "AUPRO.3": row.aupro}
         time = "" if row.seconds_per_photo is None else f"{row.seconds_per_photo:.1f}"
         key = f"{row.method} ({row.scope})"
         if key in rows:

@@ -44,8 +44,8 @@ class Fit:
     """Render right from other distances than the photos'."""
     seed: int = 0
     """Seed of every random choice."""
-    false_alarm_rate: float = 0.05
-    """Share of good photos that may be called NG."""
+    false_alarm_rate: float = 0.1
+    """Share of good photos that may be called NG; n held-out photos support rates down to 1 / (n + 1)."""
     features: str = "none"
     """ImageNet backbone whose view joins the weights-free map: none, mobilenet_v2, efficientnet_b4, or a timm name."""
     device: str = "auto"
@@ -74,6 +74,7 @@ def run(config: Fit) -> int:
     from splatad.reference_dir import choose_device, find_scene, finish_reference
     from splatad.run_record import run_settings
     from splatad.terminal import Terminal
+    from splatad.threads import leave_cores_to_the_kernel
     from splatad.workspace import open_workspace
 
     workspace = open_workspace(config.workspace)
@@ -95,6 +96,7 @@ def run(config: Fit) -> int:
         "detector": detector,
     }
     target = workspace.reference(name)
+    leave_cores_to_the_kernel(device)
     terminal = Terminal()
     if (target / "reference.json").exists() and not config.again:
         try:

@@ -41,13 +41,14 @@ def test_a_constant_map_stays_that_constant():
     assert result.score == pytest.approx(1.7)
 
 
-def test_a_place_counts_only_where_all_channels_see_it():
+def test_a_place_that_one_channel_alone_sees_counts_far_less_than_one_that_all_see():
     both = torch.zeros(2, 80, 80)
     both[:, 20:30, 20:30] = torch.tensor([4.0, 9.0])[:, None, None]
     both[0, 55:65, 55:65] = 50.0
     result = combine(both, torch.ones(80, 80, dtype=torch.bool))
-    assert float(result.values[25, 25]) == pytest.approx(6.0, rel=1e-3)
-    assert not result.values[50:, 50:].any()
+    assert float(result.values[25, 25]) == pytest.approx(math.sqrt(4.1 * 9.1) - 0.1, rel=1e-3)
+    assert float(result.values[60, 60]) == pytest.approx(math.sqrt(50.1 * 0.1) - 0.1, rel=1e-3)
+    assert result.values[40:50, 40:50].abs().max() < 1e-6
 
 
 def test_the_map_is_the_difference_over_floor_and_expected_deviation(toy):
@@ -63,7 +64,7 @@ def test_the_map_is_the_difference_over_floor_and_expected_deviation(toy):
     result = DifferenceDetector(reference, expected, two_channels).anomaly_map(
         torch.ones(100, 100, 3), render, camera
     )
-    by_hand = math.sqrt(0.33 / (FLOORS[0] + 0.2) * 0.24 / (FLOORS[1] + 0.1))
+    by_hand = math.sqrt((0.33 / (FLOORS[0] + 0.2) + 0.1) * (0.24 / (FLOORS[1] + 0.1) + 0.1)) - 0.1
     assert torch.allclose(result.values, torch.tensor(by_hand), rtol=1e-3)
     assert result.score == pytest.approx(by_hand, rel=1e-3)
     assert result.known.all()

@@ -37,9 +37,13 @@ def test_adam_comes_nearer_to_the_true_camera(config):
     gaussians, truth = blob_scene()
     background = torch.ones(3)
     photo = rasterize(gaussians, truth, background).rgb
-    start = truth.moved(moved_about(truth.world_to_cam, torch.tensor([0.03, -0.04, 0.02, 0.02, 0.0, 0.0]), torch.zeros(3)))
+    start = truth.moved(
+        moved_about(truth.world_to_cam, torch.tensor([0.03, -0.04, 0.02, 0.02, 0.0, 0.0]), torch.zeros(3))
+    )
     level = photo_pyramid(photo, (64,))[0]
-    result = refine_adam(SplatLevels(gaussians), level, start, background, torch.zeros(3), RasterOptions(), config)
+    result = refine_adam(
+        SplatLevels(gaussians), level, start, background, torch.zeros(3), RasterOptions(), config
+    )
     assert angle_deg(start.world_to_cam, truth.world_to_cam) > 2.5
     assert angle_deg(result.camera.world_to_cam, truth.world_to_cam) < 1.0
     rotation = result.camera.world_to_cam[:3, :3]

@@ -21,7 +21,11 @@ def splats(degree, count=40):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     return Gaussians(
-        draw(count, 3) * 0.5, draw(count, 4), draw(count, 3) * 0.3 - 1.6, draw(count), draw(count, (degree + 1) ** 2, 3) * 0.3
+        draw(count, 3) * 0.5,
+        draw(count, 4),
+        draw(count, 3) * 0.3 - 1.6,
+        draw(count),
+        draw(count, (degree + 1) ** 2, 3) * 0.3,
     )
 
 
@@ -108,7 +112,16 @@ def test_difference_quotients_give_the_same_normal_equations_as_the_analytic_jac
     gaussians, view = as_float(splats(2)), camera()
     view = view.moved(view.world_to_cam.float())
     target = torch.rand(3, view.height, view.width, generator=torch.Generator().manual_seed(1))
-    arguments = (gaussians, view, BACKGROUND.float(), target, torch.zeros(3), Robustness(0.2), Exposure(), RasterOptions())
+    arguments = (
+        gaussians,
+        view,
+        BACKGROUND.float(),
+        target,
+        torch.zeros(3),
+        Robustness(0.2),
+        Exposure(),
+        RasterOptions(),
+    )
     analytic, numeric = normal_equations(*arguments), _by_differences(*arguments, None)
     assert numeric.cost == pytest.approx(analytic.cost, rel=1e-5)
     # Differences 1e-3 wide also cross alpha's 1/255 threshold here and there.
@@ -116,13 +129,24 @@ def test_difference_quotients_give_the_same_normal_equations_as_the_analytic_jac
     assert (numeric.gradient - analytic.gradient).norm() / analytic.gradient.norm() < 0.15
 
 
-def test_exposure_recovers_a_known_gain_and_bias():
+def test_exposure_is_the_least_squares_gain_and_bias_with_a_thousandth_pulling_to_none():
     gaussians, view = as_float(splats(0)), camera()
     view = view.moved(view.world_to_cam.float())
-    shown = rasterize(gaussians, view, BACKGROUND.float()).rgb.permute(2, 0, 1)
+    shown = rasterize(gaussians, view, BACKGROUND.float()).rgb
     target = 0.8 * shown + 0.05
     got = normal_equations(
-        gaussians, view, BACKGROUND.float(), target, torch.zeros(3), Robustness(0.0), Exposure(), RasterOptions()
-    ).exposure
-    assert got.gain == pytest.approx((0.8,) * 3, abs=0.1)
-    assert got.bias == pytest.approx((0.05,) * 3, abs=0.03)
+        gaussians, view, BACKGROUND.float(), target.permute(2, 0, 1), torch.zeros(3), Robustness(0.0), Exposure(),
+        RasterOptions(),
+    ).exposure  # fmt: skip
+    for channel in range(3):
+        render, photo = shown[..., channel].double().reshape(-1), target[..., channel].double().reshape(-1)
+        pull = (1e-3 * len(render)) ** 0.5
+        design = torch.cat(
+            [torch.stack([render, torch.ones_like(render)], 1), pull * torch.eye(2, dtype=torch.float64)]
+        )
+        gain, bias = torch.linalg.lstsq(
+            design, torch.cat([photo, torch.tensor([pull, 0.0]).double()])
+        ).solution.tolist()
+        assert got.gain[channel] == pytest.approx(gain, abs=1e-4)
+        assert got.bias[channel] == pytest.approx(bias, abs=1e-4)
+    assert sum(got.gain) / 3 < 0.9
