@@ -15,6 +15,14 @@ from prepare.camera import Camera
 from recon.rasterize import RasterOptions
 
 
+STRETCH, MOST_STRETCH, ALIGNED = (
+    1.6,
+    6.0,
+    0.8,
+)  # growth of aligned steps, its limit, and the cosine that counts as aligned
+MOST_TURN_RAD = 0.35  # of one step: a linearisation is not good for more than some 20 degrees
+
+
 @dataclass(frozen=True)
 class LevenbergConfig:
     """How far each level is driven."""
@@ -108,26 +116,35 @@ def _drive(
         return normal_equations(gaussians, at, background, level.target, pivot, robustness, exposure, options)
 
     state = evaluate(camera)
-    damping = 1e-3
+    damping, stretch = 1e-3, 1.0
+    before: Tensor | None = None  # the last accepted step in the metric of the normal matrix
     used = 0
     while used < most:
         used += 1
         if fit_exposure:
             exposure = state.exposure
-        scale = state.hessian.diagonal().clamp_min(1e-9 * float(state.hessian.diagonal().max()) + 1e-12)
-        system = state.hessian + damping * torch.diag(scale)
-        step = -torch.linalg.solve(system, state.gradient).to(torch.float32)
-        limit = float(step[:3].norm())
-        if limit > 0.35:  # a linearisation is not good for more than some 20 degrees
-            step = step * (0.35 / limit)
+        diagonal = state.hessian.diagonal()
+        scale = diagonal.clamp_min(1e-9 * float(diagonal.max()) + 1e-12)
+        step = -torch.linalg.solve(state.hessian + damping * torch.diag(scale), state.gradient)
+        # Reweighted least squares creeps where outliers pull: steps that keep their direction are made longer.
+        along = step * scale.sqrt()
+        along = along / along.norm().clamp_min(1e-30)
+        if before is not None:
+            stretch = min(stretch * STRETCH, MOST_STRETCH) if float(along @ before) > ALIGNED else 1.0
+        step = (stretch * step).to(torch.float32)
+        turn = float(step[:3].norm())
+        if turn > MOST_TURN_RAD:
+            step = step * (MOST_TURN_RAD / turn)
         trial_camera = camera.moved(nearest_rigid(moved_about(camera.world_to_cam, step, pivot)))
         trial = evaluate(trial_camera)
         if trial.cost < state.cost:
             gained = (state.cost - trial.cost) / max(state.cost, 1e-12)
-            camera, state = trial_camera, trial
+            camera, state, before = trial_camera, trial, along
             damping = max(damping * 0.3, 1e-7)
             if gained < stop:
                 break
+        elif stretch > 1.0:
+            stretch, before = 1.0, None
         else:
             damping *= 8.0
             if damping > 1e4:

@@ -50,8 +50,12 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         temporary = None
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise InputError(f"{path}: no space left on the disk; free some, then run the same command again") from error
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
+            raise InputError(
+                f"{path}: no space left on the disk; free some, then run the same command again"
+            ) from error
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another folder"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -21,7 +21,9 @@ from recon.gaussians import Gaussians
 Backend = Literal["auto", "cuda", "cpu", "reference"]
 
 NEAR_PLANE = 0.01  # world units; splats nearer than this are not drawn
-BLUR_PX2 = 0.3  # added to the projected covariance's diagonal: a splat is never thinner than about half a pixel
+BLUR_PX2 = (
+    0.3  # added to the projected covariance's diagonal: a splat is never thinner than about half a pixel
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Render:
 
     rgb: Float[Tensor, "height width rgb=3"]  # background included; may exceed 1
     alpha: Float[Tensor, "height width"]  # in [0, 1): share of the pixel that splats cover
-    depth: Float[Tensor, "height width"] | None  # sum of weights times z; divide by alpha for the expected depth
+    depth: (
+        Float[Tensor, "height width"] | None
+    )  # sum of weights times z; divide by alpha for the expected depth
 
 
 @dataclass(frozen=True)

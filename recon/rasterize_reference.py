@@ -46,7 +46,9 @@ def rasterize_reference(
         ],
         dim=-2,
     )
-    axes = rotation @ rotation_matrices(gaussians.quats[drawn]) * gaussians.log_scales[drawn].exp()[:, None, :]
+    axes = (
+        rotation @ rotation_matrices(gaussians.quats[drawn]) * gaussians.log_scales[drawn].exp()[:, None, :]
+    )
     half = jacobian @ axes
     covariance = half @ half.transpose(-1, -2)
     blurred = covariance + BLUR_PX2 * torch.eye(2, dtype=z.dtype, device=z.device)
@@ -75,7 +77,9 @@ def rasterize_reference(
     alpha = (opacity[:, None] * torch.exp(-sigma)).clamp_max(ALPHA_MAX)
     alpha = torch.where(alpha >= ALPHA_MIN, alpha, torch.zeros_like(alpha))
     after = torch.cumprod(1.0 - alpha, dim=0)
-    alpha = torch.where(after.detach() > STOP, alpha, torch.zeros_like(alpha))  # stopped: nothing behind counts
+    alpha = torch.where(
+        after.detach() > STOP, alpha, torch.zeros_like(alpha)
+    )  # stopped: nothing behind counts
     after = torch.cumprod(1.0 - alpha, dim=0)
     before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
     weight = alpha * before
