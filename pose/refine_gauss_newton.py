@@ -14,7 +14,6 @@ from pose.se3 import moved_about, nearest_rigid
 from prepare.camera import Camera
 from recon.rasterize import RasterOptions
 
-
 STRETCH, MOST_STRETCH, ALIGNED = (
     1.6,
     6.0,
