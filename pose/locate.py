@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch import Tensor
 from pose.coarse import coarse_cameras
 from pose.index import RENDER_PX, PoseIndex
 from pose.pyramid import LEVELS_PX, PhotoLevel, SplatLevels, photo_pyramid
+from pose.refine_adam import SPLATPOSE, AdamConfig, refine_adam
 from pose.refine_gauss_newton import LevenbergConfig, Refined, refine_levenberg
 from pose.residual import Exposure
 from prepare.camera import Camera, fit_within
@@ -34,7 +36,9 @@ class LocateConfig:
     carried: int = 6
     """Cameras carried to the second size."""
     levenberg: LevenbergConfig = field(default_factory=LevenbergConfig)
-    """The refinement."""
+    """The second-order refinement."""
+    refine: Literal["levenberg", "adam", "splatpose"] = "levenberg"
+    """levenberg; or, to compare with, Adam at full size from the best rough camera: ours, or SplatPose's recipe."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,15 @@ def locate(
             config.levenberg,
             last_round=last_round,
         )
+
+    if config.refine != "levenberg":
+        adam = SPLATPOSE if config.refine == "splatpose" else AdamConfig()
+        best = refine_adam(
+            levels, pyramid[-1], hypotheses[0].camera, background, pivot, reference.options, adam
+        )
+        times = {"coarse pose": after_coarse - started, "fine pose": time.perf_counter() - after_coarse}
+        camera = best.camera.resized(width, height)
+        return _judged(reference, rgb, alpha, camera, best, 1.0, 1, background, limits, times)
 
     # All hypotheses at the coarsest size, the best few distinct ones at the next, the best one to the end. A runner-up
     # is followed too where the two are hard to tell apart.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -32,6 +32,8 @@ class Evaluate:
     """Where scenes and references lie; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     out: Path | None = None
     """Folder for the results; WORKSPACE/runs/evaluate-NAME if not given."""
+    refine: Literal["levenberg", "adam", "splatpose"] = "levenberg"
+    """How cameras are refined: ours, or for comparison Adam through the rasteriser or SplatPose's recipe of it."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -46,6 +48,7 @@ def run(config: Evaluate) -> int:
     """
     import dataclasses
     import statistics
+    from dataclasses import replace
 
     import torch
 
@@ -68,6 +71,7 @@ def run(config: Evaluate) -> int:
     device = choose_device(config.device)
     leave_cores_to_the_kernel(device)
     inspector = Inspector.open(find_reference(workspace, config.class_, config.reference), device)
+    inspector.config = replace(inspector.config, refine=config.refine)
     loaded = inspector.loaded
     name = loaded.reference.name
     scene = load_scene(config.scene or Path(loaded.reference.scene))
@@ -75,7 +79,8 @@ def run(config: Evaluate) -> int:
         raise InputError(
             f"{scene.folder}: no test photos (queries.json); prepare the scene from a dataset that has them"
         )
-    out = config.out or workspace.runs / f"evaluate-{name}"
+    suffix = "" if config.refine == "levenberg" else f"-{config.refine}"
+    out = config.out or workspace.runs / f"evaluate-{name}{suffix}"
     terminal = Terminal()
 
     scored: list[Scored] = []
@@ -144,6 +149,7 @@ def run(config: Evaluate) -> int:
         "format": "splatad-evaluation",
         "version": 1,
         "reference": name,
+        "refine": config.refine,
         "overall": dataclasses.asdict(overall),
         "by_type": {label: dataclasses.asdict(metrics) for label, metrics in by_type.items()},
         "pose": pose,

@@ -168,3 +168,29 @@ def test_fewer_hypotheses_are_tried_when_so_configured(toy, photos):
     result = found(toy, photos[0], config=LocateConfig(hypotheses=3, carried=1))
     assert result.hypotheses <= 3
     assert result.agreement == 1.0
+
+
+@pytest.mark.parametrize("refine", ["adam", "splatpose"])
+def test_a_first_order_recipe_moves_the_best_rough_camera_nearer_to_the_truth(toy, photos, refine):
+    from pose.coarse import coarse_cameras
+    from pose.index import RENDER_PX
+    from pose.locate import difference_from_background
+    from prepare.image import resize
+
+    photo = photos[0]
+    loaded = toy.loaded
+    small = resize(photo.rgb, RENDER_PX, RENDER_PX)
+    alpha = resize(photo.alpha[..., None].expand(-1, -1, 3).contiguous(), RENDER_PX, RENDER_PX)[..., 0]
+    start = coarse_cameras(
+        loaded.index,
+        difference_from_background(small, alpha, loaded.reference.background),
+        alpha,
+        photo.camera.resized(RENDER_PX, RENDER_PX),
+    )[0].camera
+    result = found(toy, photo, config=LocateConfig(refine=refine))
+    before, after = (
+        float(rotation_error_deg(camera.world_to_cam.double(), photo.camera.world_to_cam.double()))
+        for camera in (start, result.camera)
+    )
+    assert result.hypotheses == 1
+    assert after < 0.7 * before
