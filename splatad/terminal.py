@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 PLAIN_SECONDS = 10.0  # between plain lines
-PLAIN_WIDTH = 120  # columns, where output goes to a file
+PLAIN_WIDTH = 140  # columns, where output goes to a file
 
 
 class Bar:
@@ -79,6 +79,11 @@ class Terminal:
     def say(self, text: str) -> None:
         """One line as it is; file names are not taken for markup."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def width(self) -> int:
+        """Columns there are to write in."""
+        return self._console.width
 
     def print(self, renderable: object) -> None:
         """A rich table or the like."""

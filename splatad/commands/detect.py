@@ -120,7 +120,13 @@ def run(config: Detect) -> int:
         footer=footer(loaded, device),
         map_range=map_range(loaded),
     )
-    write_report(report, out / "report.html")
+    was_there = out.exists()
+    try:
+        write_report(report, out / "report.html")
+    except InputError:
+        if not was_there and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        raise
     write_table(out / "verdicts.csv", rows)
     for row in rows if len(rows) <= 20 else []:
         terminal.say(f"{row['verdict']:<12}{row['photo']}: {row['reason']}")

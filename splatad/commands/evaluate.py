@@ -246,14 +246,15 @@ def _print_tables(
 
     from detect.published import published_for
 
+    columns = COLUMNS if terminal.width >= 120 else COLUMNS[:4]  # the others are in metrics.csv
     table = Table(title=f"{name}: {overall.photos} test photos, rates in percent")
     table.add_column("", no_wrap=True)
-    for title, _ in COLUMNS:
+    for title, _ in columns:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("s/photo", justify="right", no_wrap=True)
 
     def cells(metrics: Metrics) -> list[str]:
-        return [_rate(getattr(metrics, field)) for _, field in COLUMNS]
+        return [_rate(getattr(metrics, field)) for _, field in columns]
 
     table.add_row("splatad", *cells(overall), f"{per_photo:.2f}", style="bold")
     for label, metrics in by_type.items():
@@ -261,12 +262,13 @@ def _print_tables(
     table.add_section()
     for row in published_for(name):
         known = {"I-AUROC": row.image_auroc, "P-AUROC": row.pixel_auroc, "AUPRO.3": row.aupro}
-        values = [_rate(known.get(title)) for title, _ in COLUMNS]
+        values = [_rate(known.get(title)) for title, _ in columns]
         time = "" if row.seconds_per_photo is None else f"{row.seconds_per_photo:.1f}"
         table.add_row(f"{row.method} ({row.scope})", *values, time)
     terminal.print(table)
     terminal.say(
-        "published rows: other data, hardware and protocol than the row above unless the class is the same"
+        "I: photos, P: pixels; F1 at its best threshold; AUPRO to false-positive rates of 0.3 and 0.05. Published rows are "
+        "quoted: other data, hardware and protocol than ours unless the class is the same."
     )
 
 
