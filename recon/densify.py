@@ -166,7 +166,7 @@ def grow(
     if len(split):
         scales = gaussians.log_scales[split].exp()
         turn = rotation_matrices(gaussians.quats[split])
-        offset = torch.randn(len(split), 3, generator=generator) * scales
+        offset = torch.randn(len(split), 3, generator=generator).to(scales) * scales
         offset = (turn @ offset[:, :, None])[:, :, 0]
         smaller = gaussians.log_scales[split] - math.log(SPLIT_SHRINK)
         optimizer.append(split, {"means": gaussians.means[split] - offset, "log_scales": smaller})
@@ -178,7 +178,7 @@ def grow(
         half = 1.0 - torch.sqrt((1.0 - opacity).clamp_min(1e-6))
         shared = torch.logit(half.clamp(1e-4, 1 - 1e-4))
         spread = gaussians.log_scales[clone].exp()
-        offset = torch.randn(len(clone), 3, generator=generator) * spread * 0.5
+        offset = torch.randn(len(clone), 3, generator=generator).to(spread) * spread * 0.5
         offset = (rotation_matrices(gaussians.quats[clone]) @ offset[:, :, None])[:, :, 0]
         optimizer.append(clone, {"logit_opacities": shared, "means": gaussians.means[clone] + offset})
         optimizer.assign(clone, {"logit_opacities": shared})

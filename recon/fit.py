@@ -330,16 +330,15 @@ def _fit(
             rgb = rgb + part * (gain_bias[0].exp() - 1) + gain_bias[1] * render.alpha[..., None]
         loss = photometric_loss(rgb, crop.target, config.ssim_share)
         loss.backward()
+        if growing and not on_cpu:
+            pull = projected_pull(
+                gaussians.means.detach(), optimizer.parameters["means"].grad, crop.camera
+            ).cpu()
         optimizer.step()
         if config.exposure:
             _exposure_step(exposure, exposure_moments, index, gain_bias.grad, step)
-        if growing and on_cpu:
+        if growing:
             tally.add(pull, float(crop.camera.width * crop.camera.height))
-        elif growing:
-            # gsplat's projected gradient is not exposed alike in all versions: the pull in 3D, in px, is equivalent.
-            gradient = optimizer.parameters["means"].grad
-            if gradient is not None:
-                tally.add(gradient[:, :2].cpu(), float(crop.camera.width * crop.camera.height))
 
         done = step + 1
         if growing and done % config.densify_every == 0:
@@ -370,6 +369,20 @@ def _fit(
         for i, photo in enumerate(photos)
     )
     return Fit(gaussians, views, volume, source, time.perf_counter() - started)
+
+
+def projected_pull(
+    means: Float[Tensor, "n xyz=3"], gradient: Float[Tensor, "n xyz=3"] | None, camera: Camera
+) -> Float[Tensor, "n uv=2"]:
+    """dL/d(projected centre) in 1/px from dL/d(centre), across the viewing direction: du = f dx / z.
+
+    For gsplat, which does not expose the projected gradient alike in all versions; the kernel gives it directly.
+    """
+    if gradient is None:
+        return torch.zeros_like(means[:, :2])
+    in_cam = gradient @ camera.world_to_cam[:3, :3].T
+    depth = (means @ camera.world_to_cam[2, :3] + camera.world_to_cam[2, 3]).clamp_min(1e-6)
+    return in_cam[:, :2] * (depth / camera.fl_x)[:, None]
 
 
 def learning_rates(config: FitConfig, volume: Volume) -> dict[str, float]:

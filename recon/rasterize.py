@@ -75,6 +75,8 @@ def rasterize(
         from recon.rasterize_cpu import rasterize_cpu
 
         return rasterize_cpu(gaussians, camera, background, colours, options)
+    if chosen != "reference":
+        raise ValueError(f"backend {chosen!r}: there are auto, cuda, cpu and reference")
     from recon.rasterize_reference import rasterize_reference
 
     return rasterize_reference(gaussians, camera, background, colours, options)

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -71,9 +72,14 @@ class Pool {
   }
 
   void ensure_workers(int32_t wanted) {
-    while (static_cast<int32_t>(workers_) < wanted) {
-      const int32_t rank = static_cast<int32_t>(++workers_);
-      std::thread([this, rank] { serve(rank); }).detach();
+    try {
+      while (static_cast<int32_t>(workers_) < wanted) {
+        const int32_t rank = static_cast<int32_t>(workers_) + 1;
+        std::thread([this, rank] { serve(rank); }).detach();
+        ++workers_;
+      }
+    } catch (const std::system_error&) {
+      // The system grants no more threads: the caller finishes alone, with the same result.
     }
   }
 

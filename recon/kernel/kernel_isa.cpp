@@ -1275,6 +1275,7 @@ struct SsimCall {
   const float *render, *target, *mean, *mean_square, *weight;
   float *scratch, *gradient, *out_mean, *out_square;
   double* partial;
+  bool* out_of_memory;  // set by any task; never cleared
   int width, height;
   float share;
   float window[kWindow];  // Gaussian, sigma 1.5, sums to 1
@@ -1325,6 +1326,10 @@ void moments_rows_task(void* argument, int32_t task) {
   const int width = call.width;
   const size_t plane = static_cast<size_t>(width) * call.height;
   RowBuffer buffer(2 * (width + 2 * kRadius));
+  if (buffer.data == nullptr) {
+    __atomic_store_n(call.out_of_memory, true, __ATOMIC_RELAXED);
+    return;
+  }
   float* one = buffer.data;
   float* two = one + width + 2 * kRadius;
   memset(buffer.data, 0, 2 * (width + 2 * kRadius) * sizeof(float));
@@ -1360,10 +1365,12 @@ int32_t ssim_moments(const Runtime* runtime, const float* target, int32_t width,
   call.scratch = static_cast<float*>(malloc(sizeof(float) * 6 * static_cast<size_t>(width) * height));
   if (call.scratch == nullptr) return 1;
   const int tasks = 3 * ((height + kRowChunk - 1) / kRowChunk);
+  bool out_of_memory = false;
+  call.out_of_memory = &out_of_memory;
   runtime->parallel_for(tasks, moments_rows_task, &call);
   runtime->parallel_for(tasks, moments_columns_task, &call);
   free(call.scratch);
-  return 0;
+  return out_of_memory ? 1 : 0;
 }
 
 // scratch planes: 0-2 blur of render, then of render^2, then of render * target; overwritten by the derivative maps'
@@ -1375,6 +1382,10 @@ void ssim_rows_task(void* argument, int32_t task) {
   const int width = call.width, padded = width + 2 * kRadius;
   const size_t plane = static_cast<size_t>(width) * call.height;
   RowBuffer buffer(3 * padded);
+  if (buffer.data == nullptr) {
+    __atomic_store_n(call.out_of_memory, true, __ATOMIC_RELAXED);
+    return;
+  }
   memset(buffer.data, 0, 3 * padded * sizeof(float));
   for (int y = first; y < last; ++y) {
     const size_t at = channel * plane + static_cast<size_t>(y) * width;
@@ -1397,6 +1408,10 @@ void ssim_columns_task(void* argument, int32_t task) {
   const int width = call.width, padded = width + 2 * kRadius;
   const size_t plane = static_cast<size_t>(width) * call.height;
   RowBuffer buffer(3 * width + 3 * padded);
+  if (buffer.data == nullptr) {
+    __atomic_store_n(call.out_of_memory, true, __ATOMIC_RELAXED);
+    return;
+  }
   float* mx = buffer.data;
   float* mxx = mx + width;
   float* mxy = mxx + width;
@@ -1447,6 +1462,10 @@ void ssim_gradient_task(void* argument, int32_t task) {
   const int width = call.width;
   const size_t plane = static_cast<size_t>(width) * call.height;
   RowBuffer buffer(3 * width);
+  if (buffer.data == nullptr) {
+    __atomic_store_n(call.out_of_memory, true, __ATOMIC_RELAXED);
+    return;
+  }
   float* by_mean = buffer.data;
   float* by_square = by_mean + width;
   float* by_product = by_square + width;
@@ -1478,6 +1497,8 @@ int32_t l1_ssim(const Runtime* runtime, const float* render, const float* target
   fill_window(call.window);
   call.partial = static_cast<double*>(malloc(sizeof(double) * 2 * tasks));
   if (call.partial == nullptr) return 1;
+  bool out_of_memory = false;
+  call.out_of_memory = &out_of_memory;
   runtime->parallel_for(tasks, ssim_rows_task, &call);
   runtime->parallel_for(tasks, ssim_columns_task, &call);
   if (gradient != nullptr) runtime->parallel_for(tasks, ssim_gradient_task, &call);
@@ -1486,7 +1507,7 @@ int32_t l1_ssim(const Runtime* runtime, const float* render, const float* target
   const double pixels = 3.0 * width * height;
   loss[0] /= pixels, loss[1] /= pixels;
   free(call.partial);
-  return 0;
+  return out_of_memory ? 1 : 0;
 }
 
 // ------------------------------------------------------------------------------------------------------- life cycle

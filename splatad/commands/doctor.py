@@ -273,15 +273,9 @@ def _extras() -> list[Finding]:
     return findings
 
 
-def weights_folders() -> list[Path]:
-    """Where weights files are looked for, in this order: $SPLATAD_WEIGHTS, then the cache."""
-    named = os.environ.get("SPLATAD_WEIGHTS")
-    cache = os.environ.get("SPLATAD_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splatad"
-    return [*([Path(named)] if named else []), (Path(cache) if cache else home) / "weights"]
-
-
 def _weights() -> list[Finding]:
+    from prepare.weights import weights_folders
+
     findings = []
     for folder in weights_folders():
         files = (

@@ -167,3 +167,31 @@ def test_presets_differ_in_effort() -> None:
 def test_one_photo_is_refused() -> None:
     with pytest.raises(InputError, match="needs two"):
         fit_photos([ball_photo(0)], TINY)
+
+
+def test_the_pull_from_3d_gradients_is_the_kernels_gradient_by_the_projected_centre():
+    from prepare.camera import Camera, look_at
+    from recon.fit import projected_pull
+    from recon.gaussians import Gaussians
+    from recon.rasterize import RasterOptions
+    from recon.rasterize_cpu import rasterize_cpu
+
+    generator = torch.Generator().manual_seed(2)
+    count = 400
+    means = (torch.rand(count, 3, generator=generator) - 0.5).requires_grad_()
+    splats = Gaussians(
+        means,
+        torch.randn(count, 4, generator=generator),
+        torch.full((count, 3), -4.5),
+        torch.zeros(count),
+        torch.randn(count, 1, 3, generator=generator),
+    )
+    pose = look_at(torch.tensor([1.0, -2.8, 0.6]), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
+    camera = Camera(pose, 130.0, 130.0, 48.0, 48.0, 96, 96)
+    direct = torch.zeros(count, 2)
+    render = rasterize_cpu(splats, camera, torch.zeros(3), None, RasterOptions(), direct)
+    (render.rgb * torch.rand(96, 96, 3, generator=generator)).sum().backward()
+    indirect = projected_pull(means.detach(), means.grad, camera)
+    assert direct.norm() > 0
+    assert (indirect - direct).norm() / direct.norm() < 0.02
+    assert torch.equal(projected_pull(means.detach(), None, camera), torch.zeros(count, 2))
