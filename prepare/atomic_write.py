@@ -42,8 +42,8 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o644)
         write(temporary)
+        temporary.chmod(0o644)  # mkstemp's file is its owner's alone
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
