@@ -184,9 +184,10 @@ def _judged(
     with torch.no_grad():
         render = rasterize(reference.gaussians, camera, background, options=reference.options)
     exposure = best.exposure
-    shown = render.rgb * render.rgb.new_tensor(exposure.gain) + render.rgb.new_tensor(exposure.bias)
+    shown, covered = render.rgb.cpu(), render.alpha.cpu()
+    shown = shown * shown.new_tensor(exposure.gain) + shown.new_tensor(exposure.bias)
     known = bool((alpha < 0.98).any())
-    rendered = render.alpha > 0.5
+    rendered = covered > 0.5
     photographed = alpha > 0.5 if known else rendered
     union = rendered | photographed
     count = max(1, int(union.sum()))

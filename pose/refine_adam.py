@@ -56,7 +56,7 @@ def refine_adam(
     """
     camera = camera_at(camera, level)
     gaussians = splats.at(level.size_px).detached()
-    target = make_target(level.target.permute(1, 2, 0))
+    target = make_target(level.target.permute(1, 2, 0).to(gaussians.device))
     start = camera.world_to_cam
     generator = torch.Generator().manual_seed(0)
     if config.recipe == "splatpose":

@@ -16,10 +16,32 @@ __version__ = "0.1.0"
 
 # Public name -> "module:attribute", loaded at first use.
 _PUBLIC = {
+    "FitConfig": "recon.fit:FitConfig",
+    "Gaussians": "recon.gaussians:Gaussians",
+    "Inspection": "splatad.inspector:Inspection",
+    "Inspector": "splatad.inspector:Inspector",
+    "Reference": "recon.reference:Reference",
     "Scene": "prepare.scene:Scene",
+    "fit_scene": "recon.fit:fit_scene",
+    "load_reference": "recon.reference:load_reference",
     "load_scene": "prepare.scene:load_scene",
+    "read_splats": "recon.ply:read_splats",
+    "write_splats": "recon.ply:write_splats",
 }
-__all__ = ["Scene", "__version__", "load_scene"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "FitConfig",
+    "Gaussians",
+    "Inspection",
+    "Inspector",
+    "Reference",
+    "Scene",
+    "__version__",
+    "fit_scene",
+    "load_reference",
+    "load_scene",
+    "read_splats",
+    "write_splats",
+]
 
 
 def _location(package: str) -> Path | None:

@@ -82,3 +82,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="nonsense"):
         _ = splatad.nonsense
+
+
+def test_every_public_name_is_there_and_listed() -> None:
+    import splatad
+
+    assert {*splatad._PUBLIC, "__version__"} == set(splatad.__all__)
+    for name in splatad._PUBLIC:
+        assert getattr(splatad, name).__name__ == name
