@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from prepare.errors import InputError
 
 
@@ -48,14 +50,15 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(written.fileno())
         temporary.replace(path)
         temporary = None
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except (OSError, SafetensorError) as error:
+        # safetensors wraps what the system says in an error of its own, with the number only in its text
+        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error)
+        if full:
             raise InputError(
                 f"{path}: no space left on the disk; free some, then run the same command again"
             ) from error
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another folder"
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path}: cannot be written ({reason}); choose another folder") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

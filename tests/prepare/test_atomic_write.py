@@ -64,3 +64,15 @@ def test_json_comes_back_and_nan_is_refused_before_anything_is_written(tmp_path:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "b.json", {"value": float("nan")})
     assert _names(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk_that_safetensors_meets_is_said_as_such(tmp_path):
+    from safetensors import SafetensorError
+
+    def write(temporary):
+        temporary.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(InputError, match="no space left on the disk"):
+        write_with(tmp_path / "x.safetensors", write)
+    assert list(tmp_path.iterdir()) == []
