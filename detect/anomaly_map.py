@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,14 +32,6 @@ class AnomalyMap:
     values: Float[Tensor, "height width"]  # >= 0; 1 is what good photos of this reference leave on average
     known: Bool[Tensor, "height width"]  # False where the reference photos did not show the part
     score: float  # mean of the hottest SCORED_SHARE of the known pixels: depends on this photo alone
-
-
-class Detector(Protocol):
-    """Anything that compares a photo with the render at its camera."""
-
-    def anomaly_map(
-        self, photo: Float[Tensor, "height width rgb=3"], render: Render, camera: Camera
-    ) -> AnomalyMap: ...
 
 
 @dataclass(frozen=True)

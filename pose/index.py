@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -202,13 +202,3 @@ def _common_up(reference: Reference) -> Float[Tensor, "xyz=3"]:
     if float(up.norm()) < 0.1:
         return torch.tensor([0.0, 0.0, 1.0])
     return up / up.norm()
-
-
-def at_lens(index: PoseIndex, camera: Camera) -> PoseIndex:
-    """`index` with silhouettes as a camera of another focal length would show them, to first order."""
-    ratio = (camera.fl_x / max(camera.width, camera.height)) / (
-        index.camera.fl_x / max(index.camera.width, index.camera.height)
-    )
-    scaled = index.silhouettes.clone()
-    scaled[:, 2] *= ratio
-    return replace(index, silhouettes=scaled)

@@ -158,11 +158,7 @@ def locate(
         finalists = sorted((refine(r.camera, pyramid[2:3], False) for r in finalists), key=lambda r: r.cost)
     best = refine(finalists[0].camera, pyramid[3:] or pyramid[-1:], True)
     after_fine = time.perf_counter()
-    camera = (
-        best.camera
-        if (best.camera.width, best.camera.height) == (width, height)
-        else best.camera.resized(width, height)
-    )
+    camera = best.camera.resized(width, height)
     return _judged(
         reference, rgb, alpha, camera, best, agreement, len(hypotheses), background, limits,
         {"coarse pose": after_coarse - started, "fine pose": after_fine - after_coarse},

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prepare.atomic_write import write_json, write_with
-from prepare.camera import Camera, fit_within
+from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.points import read_points
 from prepare.scene import Scene, View, ViewImage, load_view_image
@@ -606,8 +606,3 @@ def resumable_step(folder: Path) -> int | None:
             return int(opened.metadata()["step"])
     except (OSError, SafetensorError, KeyError, TypeError):
         return None
-
-
-def fitted_size(camera: Camera, size_px: int) -> tuple[int, int]:
-    """Width and height in px at which a photo of `camera` is fitted."""
-    return fit_within(camera.width, camera.height, size_px)

@@ -64,13 +64,20 @@ class Inspector:
         Raises: InputError for a file that is no readable photo, or whose shape is not that of the reference's photos.
         """
         started = time.perf_counter()
-        reference = self.loaded.reference
-        lens = lens_for(reference.camera, *image_size(path), path)
-        image = load_query_image(
-            path, longest_px=reference.size_px, camera=lens, distortion=reference.distortion
-        )
+        image = self.read(path)
         read = time.perf_counter() - started
         return self.inspect_image(path.name, image, {"read": read})
+
+    def read(self, path: Path) -> ViewImage:
+        """The photo in `path` as it is inspected: scaled and undistorted, with the reference's lens.
+
+        Raises: InputError as `inspect`.
+        """
+        reference = self.loaded.reference
+        lens = lens_for(reference.camera, *image_size(path), path)
+        return load_query_image(
+            path, longest_px=reference.size_px, camera=lens, distortion=reference.distortion
+        )
 
     def inspect_image(
         self, name: str, image: ViewImage, seconds: Mapping[str, float] | None = None

@@ -197,16 +197,11 @@ def _shown_again(inspector, query, inspection, values):
     import torch
 
     from detect.anomaly_map import AnomalyMap
-    from prepare.image import image_size
-    from prepare.scene import load_query_image
     from recon.rasterize import rasterize
-    from splatad.inspector import lens_for, over_background
+    from splatad.inspector import over_background
 
     reference = inspector.loaded.reference
-    lens = lens_for(reference.camera, *image_size(query.image_path), query.image_path)
-    image = load_query_image(
-        query.image_path, longest_px=reference.size_px, camera=lens, distortion=reference.distortion
-    )
+    image = inspector.read(query.image_path)
     photo = over_background(image, reference.background)
     render = None
     if inspection.located is not None:
