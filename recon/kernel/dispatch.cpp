@@ -169,7 +169,7 @@ struct Startup {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int32_t splatad_abi_version() { return 1; }
+EXPORT int32_t splatad_abi_version() { return 2; }
 EXPORT const char* splatad_isa() { return table->name; }
 EXPORT int32_t splatad_threads() { return pool()->threads(); }
 EXPORT void splatad_set_threads(int32_t count) { pool()->set_threads(count); }
@@ -220,4 +220,4 @@ EXPORT int32_t splatad_l1_ssim(const float* render, const float* target, const f
   return table->l1_ssim(&runtime, render, target, mean, mean_square, weight, width, height, ssim_share, scratch, loss,
                         gradient);
 }
-EXPORT void splatad_statistics(const Context* context, int64_t out[3]) { table->statistics(context, out); }
+EXPORT void splatad_statistics(const Context* context, ViewStatistics* out) { table->statistics(context, out); }

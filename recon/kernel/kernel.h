@@ -52,6 +52,13 @@ struct PoseStep {            // input and output of one Gauss-Newton pass
   double moments[18];        // per channel: sum w, w c, w c c, w t, w c t, w t t (c render, t target) for gain and bias
 };
 
+struct ViewStatistics {
+  int64_t drawn;             // splats
+  int64_t pairs;             // of splat and tile
+  int64_t block_operations;  // splat-tile-block triples: sixteen pixels each
+  double stage_ms[6];        // of the last forward: project, sort, bin, composite; of the last backward: composite, project
+};
+
 struct Context;  // one view between forward and backward; buffers are reused through the pool
 
 using TaskFunction = void (*)(void* argument, int32_t index);
@@ -84,6 +91,5 @@ struct KernelTable {
   int32_t (*l1_ssim)(const Runtime*, const float* render, const float* target, const float* mean,
                      const float* mean_square, const float* weight, int32_t width, int32_t height, float ssim_share,
                      float* scratch, double* loss, float* gradient);
-  // Splats drawn, splat-tile pairs and block operations of the last forward.
-  void (*statistics)(const Context*, int64_t out[3]);
+  void (*statistics)(const Context*, ViewStatistics*);
 };

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from prepare.errors import MissingPartError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 InstructionSet = Literal["auto", "base", "v3", "v4"]
 
 
@@ -86,6 +86,20 @@ class PoseStep(ctypes.Structure):
     )
 
 
+STAGES = ("project", "sort", "bin", "composite", "backward_composite", "backward_project")
+
+
+class ViewStatistics(ctypes.Structure):
+    """Mirrors `ViewStatistics` of kernel.h: what the last forward and backward did."""
+
+    _fields_ = (
+        ("drawn", c_int64),
+        ("pairs", c_int64),
+        ("block_operations", c_int64),
+        ("stage_ms", c_double * len(STAGES)),
+    )
+
+
 @dataclass(frozen=True)
 class KernelInfo:
     """What `splatad doctor` tells of the kernel."""
@@ -128,7 +142,7 @@ def library() -> ctypes.CDLL:
     loaded.splatad_ssim_moments.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
     pointers: list[Any] = [c_void_p] * 5
     loaded.splatad_l1_ssim.argtypes = [*pointers, c_int32, c_int32, c_float, c_void_p, c_void_p, c_void_p]
-    loaded.splatad_statistics.argtypes = [c_void_p, ctypes.POINTER(c_int64 * 3)]
+    loaded.splatad_statistics.argtypes = [c_void_p, ctypes.POINTER(ViewStatistics)]
     wanted = os.environ.get("SPLATAD_ISA")
     if wanted and loaded.splatad_choose_isa(wanted.encode()) != 0:
         raise MissingPartError(

@@ -1,0 +1,169 @@
+// Front to back over the pixels of a tile.
+#pragma once
+#include "context.h"
+#include "vector.h"
+
+namespace {
+
+struct BlockPlace {
+  int x, y;      // first pixel
+  bool inside;   // all 16 pixels are in the image
+};
+
+inline BlockPlace block_place(const CameraInput& camera, int tile_x, int tile_y, int block) {
+  BlockPlace place;
+  place.x = tile_x * kTile + 4 * (block & 7);
+  place.y = tile_y * kTile + 4 * (block >> 3);
+  place.inside = place.x + 4 <= camera.width && place.y + 4 <= camera.height;
+  return place;
+}
+
+// The blocks of a tile that have a pixel in the image.
+inline uint64_t blocks_in_image(const CameraInput& camera, int tile_x, int tile_y) {
+  const int across = smaller(kBlocksAcross, (camera.width - tile_x * kTile + 3) / 4);
+  const int down = smaller(kBlocksAcross, (camera.height - tile_y * kTile + 3) / 4);
+  const uint64_t row = 0xffu >> (kBlocksAcross - across);
+  uint64_t all = 0;
+  for (int y = 0; y < down; ++y) all |= row << (8 * y);
+  return all;
+}
+
+inline void read_block(const float* plane, const CameraInput& camera, const BlockPlace& place, float out[16]) {
+  if (place.inside) {
+    for (int row = 0; row < 4; ++row)
+      memcpy(out + 4 * row, plane + static_cast<size_t>(place.y + row) * camera.width + place.x, 16);
+    return;
+  }
+  for (int row = 0; row < 4; ++row)
+    for (int col = 0; col < 4; ++col)
+      out[4 * row + col] = place.y + row < camera.height && place.x + col < camera.width
+                               ? plane[static_cast<size_t>(place.y + row) * camera.width + place.x + col]
+                               : 0.0f;
+}
+
+inline void write_block(float* plane, const CameraInput& camera, const BlockPlace& place, const float in[16]) {
+  if (place.inside) {
+    for (int row = 0; row < 4; ++row)
+      memcpy(plane + static_cast<size_t>(place.y + row) * camera.width + place.x, in + 4 * row, 16);
+    return;
+  }
+  for (int row = 0; row < 4 && place.y + row < camera.height; ++row)
+    for (int col = 0; col < 4 && place.x + col < camera.width; ++col)
+      plane[static_cast<size_t>(place.y + row) * camera.width + place.x + col] = in[4 * row + col];
+}
+
+// Where a block's pixels lie from a tile's first block, px.
+alignas(64) constexpr float kBlockOffset[kBlocksAcross] = {0, 4, 8, 12, 16, 20, 24, 28};
+
+struct PairLanes {  // a pair's numbers in all lanes; x, y: from its centre to the pixels of the tile's first block
+  Lanes x, y, a, b, c, lo;
+};
+
+inline PairLanes pair_lanes(const Pair& pair, Lanes x0, Lanes y0) {
+  return {x0 - set(pair.mx), y0 - set(pair.my), set(pair.a), set(pair.b), set(pair.c), set(pair.lo)};
+}
+
+// log2 alpha before the clamps, and the offsets from the splat's centre.
+inline Lanes exponent(const PairLanes& p, int block, Lanes& dx, Lanes& dy) {
+  dx = p.x + set(kBlockOffset[block & 7]);
+  dy = p.y + set(kBlockOffset[block >> 3]);
+  const Lanes along = p.lo - (p.c * dy) * dy;
+  return along - mul_add(p.a, dx, p.b * dy) * dx;
+}
+
+void fill_rows(float* plane, const CameraInput& camera, int tile_x, int tile_y, float value) {
+  const int width = smaller(kTile, camera.width - tile_x * kTile);
+  const int height = smaller(kTile, camera.height - tile_y * kTile);
+  for (int row = 0; row < height; ++row) {
+    float* to = plane + static_cast<size_t>(tile_y * kTile + row) * camera.width + tile_x * kTile;
+    for (int col = 0; col < width; ++col) to[col] = value;
+  }
+}
+
+template <bool kDepth>
+void composite_tile(const Call& call, int tile) {
+  const Context& context = *call.context;
+  const CameraInput& camera = *call.camera;
+  const int tile_x = tile % context.tiles_x, tile_y = tile / context.tiles_x;
+  const size_t plane = static_cast<size_t>(camera.width) * camera.height;
+  const uint32_t begin = context.tile_start[tile], end = context.tile_start[tile + 1];
+  if (begin == end) {
+    for (int channel = 0; channel < 3; ++channel)
+      fill_rows(call.out_rgb + channel * plane, camera, tile_x, tile_y, call.background[channel]);
+    fill_rows(call.out_alpha, camera, tile_x, tile_y, 0.0f);
+    if (kDepth) fill_rows(call.out_depth, camera, tile_x, tile_y, 0.0f);
+    return;
+  }
+  // A negative transmittance marks a pixel that has stopped; its magnitude is kept.
+  alignas(64) float through[64][16], red[64][16], green[64][16], blue[64][16], depth[kDepth ? 64 : 1][16];
+  const uint64_t present = blocks_in_image(camera, tile_x, tile_y);
+  uint64_t used = 0, alive = present;
+  const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
+  const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
+  const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), one = set(1.0f), stop = set(kStop);
+  const Lanes zero = set(0.0f);
+  for (uint32_t at = begin; at < end && alive != 0; ++at) {
+    const Pair& pair = context.pairs[at];
+    uint64_t blocks = pair.mask & alive;
+    for (uint64_t fresh = blocks & ~used; fresh != 0; fresh &= fresh - 1) {
+      const int block = __builtin_ctzll(fresh);
+      store(through[block], one);
+      store(red[block], zero), store(green[block], zero), store(blue[block], zero);
+      if (kDepth) store(depth[block], zero);
+    }
+    used |= blocks;
+    const PairLanes lanes = pair_lanes(pair, x0, y0);
+    for (; blocks != 0; blocks &= blocks - 1) {
+      const int block = __builtin_ctzll(blocks);
+      Lanes dx, dy;
+      const Lanes alpha = minimum(exp2_lanes(exponent(lanes, block, dx, dy)), ceiling);
+      const Lanes t = load(through[block]);
+      const LaneMask live = both(greater_equal(alpha, threshold), greater(t, zero));
+      const Lanes weight = t * alpha;
+      const Lanes next = t - weight;
+      const LaneMask goes_on = both(live, greater(next, stop));
+      const LaneMask stops = but_not(live, goes_on);
+      const Lanes w = keep(goes_on, weight);
+      store(red[block], mul_add(w, set(pair.red), load(red[block])));
+      store(green[block], mul_add(w, set(pair.green), load(green[block])));
+      store(blue[block], mul_add(w, set(pair.blue), load(blue[block])));
+      if (kDepth) store(depth[block], mul_add(w, set(pair.depth), load(depth[block])));
+      Lanes t_new = pick(goes_on, next, t);
+      if (any(stops)) {
+        t_new = pick(stops, zero - t, t_new);
+        if (!any(greater(t_new, zero))) alive &= ~(1ull << block);
+      }
+      store(through[block], t_new);
+    }
+  }
+  alignas(64) float out[16];
+  for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
+    const int block = __builtin_ctzll(blocks);
+    const BlockPlace place = block_place(camera, tile_x, tile_y, block);
+    const bool hit = (used >> block) & 1;
+    const Lanes t = hit ? magnitude(load(through[block])) : one;
+    const float* const colour[3] = {red[block], green[block], blue[block]};
+    for (int channel = 0; channel < 3; ++channel) {
+      const Lanes base = hit ? load(colour[channel]) : zero;
+      store(out, mul_add(t, set(call.background[channel]), base));
+      write_block(call.out_rgb + channel * plane, camera, place, out);
+    }
+    store(out, one - t);
+    write_block(call.out_alpha, camera, place, out);
+    if (kDepth) {
+      store(out, hit ? load(depth[block]) : zero);
+      write_block(call.out_depth, camera, place, out);
+    }
+  }
+}
+
+void composite_task(void* argument, int32_t place) {
+  const Call& call = *static_cast<Call*>(argument);
+  const int tile = static_cast<int>(call.context->tile_order[place]);
+  if (call.out_depth != nullptr)
+    composite_tile<true>(call, tile);
+  else
+    composite_tile<false>(call, tile);
+}
+
+}  // namespace

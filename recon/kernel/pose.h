@@ -1,0 +1,294 @@
+// The normal equations of the photometric residual, in one pass: what Gauss-Newton and Levenberg-Marquardt need.
+#pragma once
+#include "backward.h"
+#include "composite.h"
+#include "context.h"
+#include "project.h"
+#include "vector.h"
+
+namespace {
+
+// Tangents of each splat by the six unknowns. Layout for unknown k at [9 k]: the derivative of log2 alpha as a
+// polynomial in (1, dx, dy, dx^2, dx dy, dy^2), then the derivative of red, green, blue.
+void tangent_task(void* argument, int32_t chunk_index) {
+  const Call& call = *static_cast<Call*>(argument);
+  Context& context = *call.context;
+  const SplatInput& splats = *call.splats;
+  const View16 view = view16(*call.camera);
+  const Lanes* m = view.m;
+  const float* pivot = call.pose->pivot;
+  const Lanes zero = set(0.0f), one = set(1.0f), two = set(2.0f), half = set(0.5f), log2_e = set(kLog2E);
+  const bool view_dependent = splats.colours == nullptr && splats.sh_degree > 0;
+  const int terms = (splats.sh_degree + 1) * (splats.sh_degree + 1);
+  const int first = chunk_index * kSplatChunk, last = smaller(first + kSplatChunk, context.drawn_count);
+  for (int start = first; start < last; start += 16) {
+    uint32_t index[16];
+    for (int lane = 0; lane < 16; ++lane) index[lane] = context.order[smaller(start + lane, last - 1)];
+    const int count = smaller(16, last - start);
+    Projection p;
+    project_sixteen(splats, view, index, p);
+    const Lanes u = p.x * p.inverse, v = p.y * p.inverse;
+    const Lanes arm[3] = {p.x - set(pivot[0]), p.y - set(pivot[1]), p.z - set(pivot[2])};
+    const Lanes over = one / p.det;
+    const Lanes i_xx = p.yy * over, i_xy = zero - p.xy * over, i_yy = p.xx * over;
+    const LaneMask solid = greater(p.det_before, set(1e-30f));
+    const Lanes over_before = one / maximum(p.det_before, set(1e-30f));
+
+    Direction d{zero, zero, zero, zero};
+    Lanes slope[3][3];  // derivative of a colour channel by the unit direction
+    if (view_dependent) {
+      d = direction_to(p, call.camera_centre);
+      Lanes by_x[16], by_y[16], by_z[16];
+      harmonics_derivative(splats.sh_degree, d.x, d.y, d.z, by_x, by_y, by_z);
+      alignas(64) float shown[3][16] = {{0}};
+      for (int lane = 0; lane < count; ++lane) {
+        const Drawn& drawn = context.drawn[start + lane];
+        shown[0][lane] = drawn.red, shown[1][lane] = drawn.green, shown[2][lane] = drawn.blue;
+      }
+      for (int channel = 0; channel < 3; ++channel) {
+        Lanes total[3] = {zero, zero, zero};
+        for (int k = 1; k < terms; ++k) {
+          const Lanes sh = load_field(splats.sh, 3 * splats.sh_stride, 3 * k + channel, index);
+          total[0] = mul_add(by_x[k], sh, total[0]);
+          total[1] = mul_add(by_y[k], sh, total[1]);
+          total[2] = mul_add(by_z[k], sh, total[2]);
+        }
+        const LaneMask free = greater(load(shown[channel]), zero);  // not clamped at 0
+        for (int axis = 0; axis < 3; ++axis) slope[channel][axis] = keep(free, total[axis]);
+      }
+    }
+
+    alignas(64) float tangent[54][16];
+    for (int k = 0; k < 6; ++k) {
+      const bool turns = k < 3;
+      const int i = k % 3, next = (k + 1) % 3, after = (k + 2) % 3;
+      Lanes move[3] = {zero, zero, zero};  // of the centre in camera coordinates: axis x arm, or axis
+      if (turns)
+        move[next] = zero - arm[after], move[after] = arm[next];
+      else
+        move[i] = one;
+      const Lanes du = (move[0] - u * move[2]) * p.inverse, dv = (move[1] - v * move[2]) * p.inverse;
+      const Lanes d_mx = view.fl_x * du, d_my = view.fl_y * dv;
+      const Lanes recede = zero - p.inverse * move[2];
+      const Lanes d_jx = p.j_x * recede, d_jy = p.j_y * recede;
+      const Lanes d_u = keep(p.u_free, du), d_v = keep(p.v_free, dv);
+      Lanes d_xx = zero, d_xy = zero, d_yy = zero;
+      for (int a = 0; a < 3; ++a) {
+        const Lanes t0 = p.turned[a], t1 = p.turned[3 + a], t2 = p.turned[6 + a];
+        const Lanes along[3] = {t0, t1, t2};
+        Lanes spin[3] = {zero, zero, zero};
+        if (turns) spin[next] = zero - along[after], spin[after] = along[next];
+        const Lanes d_top =
+            mul_add(d_jx, t0 - p.u * t2, p.j_x * (spin[0] - d_u * t2 - p.u * spin[2])) * p.scale[a];
+        const Lanes d_low =
+            mul_add(d_jy, t1 - p.v * t2, p.j_y * (spin[1] - d_v * t2 - p.v * spin[2])) * p.scale[a];
+        d_xx = mul_add(two * d_top, p.half[a], d_xx);
+        d_xy = mul_add(d_top, p.half[3 + a], mul_add(d_low, p.half[a], d_xy));
+        d_yy = mul_add(two * d_low, p.half[3 + a], d_yy);
+      }
+      Lanes inverse_change[3];  // of the inverse covariance: - conic dcov conic
+      through_inverse(i_xx, i_xy, i_yy, d_xx, d_xy, d_yy, inverse_change);
+      Lanes d_lo = zero;
+      if (view.antialiased) {
+        const Lanes before =
+            mul_add(p.yy_before, d_xx, p.xx_before * d_yy - two * p.xy * d_xy) * over_before;
+        const Lanes after_blur = mul_add(i_xx, d_xx, mul_add(two * i_xy, d_xy, i_yy * d_yy));
+        d_lo = keep(solid, half * log2_e * (before - after_blur));
+      }
+      float(*t)[16] = &tangent[9 * k];
+      store(t[0], d_lo);
+      store(t[1], log2_e * mul_add(i_xx, d_mx, i_xy * d_my));
+      store(t[2], log2_e * mul_add(i_xy, d_mx, i_yy * d_my));
+      store(t[3], set(-0.5f * kLog2E) * inverse_change[0]);
+      store(t[4], set(-kLog2E) * inverse_change[1]);
+      store(t[5], set(-0.5f * kLog2E) * inverse_change[2]);
+      for (int channel = 0; channel < 3; ++channel) store(t[6 + channel], zero);
+      if (view_dependent) {
+        // The camera moves about the pivot: the world vector from its centre to the splat changes by
+        // R^T (pivot x axis) for a turn and by R^T axis for a shift.
+        float back[3] = {0.0f, 0.0f, 0.0f};
+        if (turns)
+          back[next] = pivot[after], back[after] = -pivot[next];
+        else
+          back[i] = 1.0f;
+        Lanes change[3];
+        for (int axis = 0; axis < 3; ++axis)
+          change[axis] = m[axis] * set(back[0]) + m[4 + axis] * set(back[1]) + m[8 + axis] * set(back[2]);
+        const Lanes along = mul_add(change[0], d.x, mul_add(change[1], d.y, change[2] * d.z));
+        const Lanes d_dir[3] = {(change[0] - along * d.x) * d.shorten, (change[1] - along * d.y) * d.shorten,
+                                (change[2] - along * d.z) * d.shorten};
+        for (int channel = 0; channel < 3; ++channel)
+          store(t[6 + channel], mul_add(slope[channel][0], d_dir[0],
+                                        mul_add(slope[channel][1], d_dir[1], slope[channel][2] * d_dir[2])));
+      }
+    }
+    for (int lane = 0; lane < count; ++lane) {
+      float* out = &context.tangents[static_cast<size_t>(start + lane) * kTangent];
+      for (int k = 0; k < 54; ++k) out[k] = tangent[k][lane];
+    }
+  }
+}
+
+constexpr int kPoseSums = 21 + 6 + 3 + 18;  // upper triangle, right side, cost/weight/squares, gain-bias moments
+
+void pose_tile(const Call& call, int tile, double* sums) {
+  const Context& context = *call.context;
+  const CameraInput& camera = *call.camera;
+  const PoseStep& pose = *call.pose;
+  const int tile_x = tile % context.tiles_x, tile_y = tile / context.tiles_x;
+  const size_t plane = static_cast<size_t>(camera.width) * camera.height;
+  const uint32_t begin = context.tile_start[tile], end = context.tile_start[tile + 1];
+  const bool view_dependent = call.splats->colours == nullptr && call.splats->sh_degree > 0;
+  alignas(64) float through[64][16], rest[3][64][16];
+  alignas(64) static thread_local float jacobian[64][18][16];
+  const Lanes zero = set(0.0f), one = set(1.0f);
+  const uint64_t present = blocks_in_image(camera, tile_x, tile_y);
+  uint64_t alive = present, used = 0;
+  for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
+    const int block = __builtin_ctzll(blocks);
+    const BlockPlace place = block_place(camera, tile_x, tile_y, block);
+    store(through[block], one);
+    for (int channel = 0; channel < 3; ++channel)
+      read_block(call.rgb + channel * plane, camera, place, rest[channel][block]);
+  }
+  const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
+  const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
+  const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), stop = set(kStop);
+  for (uint32_t at = begin; at < end && alive != 0; ++at) {
+    if (at + 4 < end) {
+      const float* ahead = &context.tangents[static_cast<size_t>(context.pairs[at + 4].rank) * kTangent];
+      for (int line = 0; line < 4; ++line) __builtin_prefetch(ahead + 16 * line);
+    }
+    const Pair& pair = context.pairs[at];
+    uint64_t blocks = pair.mask & alive;
+    if (blocks == 0) continue;
+    const float* tangent = &context.tangents[static_cast<size_t>(pair.rank) * kTangent];
+    const float colour[3] = {pair.red, pair.green, pair.blue};
+    const PairLanes lanes = pair_lanes(pair, x0, y0);
+    for (; blocks != 0; blocks &= blocks - 1) {
+      const int block = __builtin_ctzll(blocks);
+      Lanes dx, dy;
+      const Lanes raw = exp2_lanes(exponent(lanes, block, dx, dy));
+      const Lanes alpha = minimum(raw, ceiling);
+      const Lanes t = load(through[block]);
+      const LaneMask live = both(greater_equal(alpha, threshold), greater(t, zero));
+      if (!any(live)) continue;
+      if (!((used >> block) & 1)) {
+        memset(jacobian[block], 0, sizeof(jacobian[block]));
+        used |= 1ull << block;
+      }
+      const Lanes weight = t * alpha;
+      const Lanes next = t - weight;
+      const LaneMask goes_on = both(live, greater(next, stop));
+      const LaneMask stops = but_not(live, goes_on);
+      const Lanes w = keep(goes_on, weight);
+      const Lanes over = reciprocal(one - alpha);
+      Lanes by_alpha[3];
+      for (int channel = 0; channel < 3; ++channel) {
+        const Lanes left = load(rest[channel][block]) - w * set(colour[channel]);
+        store(rest[channel][block], left);
+        by_alpha[channel] = t * set(colour[channel]) - left * over;
+      }
+      const Lanes gate = keep(both(goes_on, greater(ceiling, raw)), alpha * set(kLn2));
+      const Lanes dxx = dx * dx, dxy = dx * dy, dyy = dy * dy;
+      for (int k = 0; k < 6; ++k) {
+        const float* c = tangent + 9 * k;
+        const Lanes inner = mul_add(set(c[1]), dx, mul_add(set(c[2]), dy, set(c[0])));
+        const Lanes outer = mul_add(set(c[3]), dxx, mul_add(set(c[4]), dxy, set(c[5]) * dyy));
+        const Lanes change = gate * (inner + outer);
+        float(*to)[16] = &jacobian[block][3 * k];
+        for (int channel = 0; channel < 3; ++channel) {
+          Lanes sum_to = mul_add(change, by_alpha[channel], load(to[channel]));
+          if (view_dependent) sum_to = mul_add(w, set(c[6 + channel]), sum_to);
+          store(to[channel], sum_to);
+        }
+      }
+      Lanes t_new = pick(goes_on, next, t);
+      if (any(stops)) {
+        t_new = pick(stops, zero - t, t_new);
+        if (!any(greater(t_new, zero))) alive &= ~(1ull << block);
+      }
+      store(through[block], t_new);
+    }
+  }
+  for (int k = 0; k < kPoseSums; ++k) sums[k] = 0.0;
+  alignas(64) float c[3][16], target[3][16], r[3][16], w[16], loss[16], square[16], wr[16];
+  for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
+    const int block = __builtin_ctzll(blocks);
+    const BlockPlace place = block_place(camera, tile_x, tile_y, block);
+    if (call.pixel_weight != nullptr) {
+      read_block(call.pixel_weight, camera, place, w);
+    } else {
+      for (int lane = 0; lane < 16; ++lane)
+        w[lane] = place.x + lane % 4 < camera.width && place.y + lane / 4 < camera.height ? 1.0f : 0.0f;
+    }
+    for (int channel = 0; channel < 3; ++channel) {
+      read_block(call.rgb + channel * plane, camera, place, c[channel]);
+      read_block(call.target + channel * plane, camera, place, target[channel]);
+    }
+    for (int lane = 0; lane < 16; ++lane) {
+      square[lane] = 0.0f;
+      for (int channel = 0; channel < 3; ++channel) {
+        r[channel][lane] = pose.gain[channel] * c[channel][lane] + pose.bias[channel] - target[channel][lane];
+        square[lane] += r[channel][lane] * r[channel][lane];
+      }
+    }
+    for (int lane = 0; lane < 16; ++lane) {
+      float share = 1.0f, value = 0.5f * square[lane];
+      if (pose.geman > 0.0f) {
+        const float scale = pose.geman * pose.geman;
+        const float fall = scale / (scale + square[lane]);
+        share = fall * fall;
+        value *= fall;
+      } else if (pose.huber > 0.0f && square[lane] > pose.huber * pose.huber) {
+        const float norm = sqrtf(square[lane]);
+        share = pose.huber / norm;
+        value = pose.huber * (norm - 0.5f * pose.huber);
+      }
+      sums[29] += static_cast<double>(w[lane] * square[lane]);
+      loss[lane] = w[lane] * value;
+      w[lane] *= share;
+      sums[27] += loss[lane];
+      sums[28] += w[lane];
+    }
+    for (int channel = 0; channel < 3; ++channel) {
+      double* to = sums + 30 + 6 * channel;
+      for (int lane = 0; lane < 16; ++lane) {
+        const float cw = w[lane] * c[channel][lane], tw = w[lane] * target[channel][lane];
+        to[0] += w[lane], to[1] += cw, to[2] += cw * c[channel][lane];
+        to[3] += tw, to[4] += cw * target[channel][lane], to[5] += tw * target[channel][lane];
+      }
+    }
+    if (!((used >> block) & 1)) continue;
+    for (int channel = 0; channel < 3; ++channel) {
+      const float gain = pose.gain[channel];
+      const Lanes weight = load(w) * set(gain * gain);
+      for (int lane = 0; lane < 16; ++lane) wr[lane] = w[lane] * r[channel][lane] * gain;
+      int at = 0;
+      for (int row = 0; row < 6; ++row) {
+        const Lanes left = load(jacobian[block][3 * row + channel]);
+        sums[21 + row] += sum(left * load(wr));
+        const Lanes weighted = left * weight;
+        for (int col = row; col < 6; ++col) sums[at++] += sum(weighted * load(jacobian[block][3 * col + channel]));
+      }
+    }
+  }
+  if (call.jacobian != nullptr) {
+    const float nothing[16] = {0};
+    for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
+      const int block = __builtin_ctzll(blocks);
+      const BlockPlace place = block_place(camera, tile_x, tile_y, block);
+      for (int k = 0; k < 6; ++k)
+        for (int channel = 0; channel < 3; ++channel)
+          write_block(call.jacobian + (6 * channel + k) * plane, camera, place,
+                      (used >> block) & 1 ? jacobian[block][3 * k + channel] : nothing);
+    }
+  }
+}
+
+void pose_task(void* argument, int32_t tile) {
+  const Call& call = *static_cast<Call*>(argument);
+  pose_tile(call, tile, &call.context->partial.data[static_cast<size_t>(tile) * kPoseSums]);
+}
+
+}  // namespace
