@@ -7,9 +7,13 @@
 
 namespace {
 
-// Slot layout: sums over the pixels of g, g dx, g dy, g dx^2, g dx dy, g dy^2 with g = dL/d(log2 alpha) / ln 2, then of
-// weight * v for red, green, blue, depth.
-enum Slot { kG, kGx, kGy, kGxx, kGxy, kGyy, kToRed, kToGreen, kToBlue, kToDepth };
+// Slot layout: sums over the pixels of g, g p, g q, g p^2, g p q, g q^2 with g = dL/d(ln alpha) and p, q as in Drawn,
+// then of weight * v for red, green, blue, depth.
+enum Slot { kG, kGp, kGq, kGpp, kGpq, kGqq, kToRed, kToGreen, kToBlue, kToDepth };
+
+struct alignas(64) BackwardState {
+  float through[16], behind[16], v_red[16], v_green[16], v_blue[16], v_depth[16];
+};
 
 template <bool kDepth>
 void backward_tile(const Call& call, int tile) {
@@ -19,8 +23,7 @@ void backward_tile(const Call& call, int tile) {
   if (begin == end) return;
   const int tile_x = tile % context.tiles_x, tile_y = tile / context.tiles_x;
   const size_t plane = static_cast<size_t>(camera.width) * camera.height;
-  alignas(64) float through[64][16], behind[64][16], v_red[64][16], v_green[64][16], v_blue[64][16];
-  alignas(64) float v_depth[kDepth ? 64 : 1][16];
+  BackwardState state[64];
   const Lanes zero = set(0.0f), one = set(1.0f);
   uint64_t alive = 0;
   for (uint32_t at = begin; at < end; ++at) alive |= context.pairs[at].mask;
@@ -29,7 +32,8 @@ void backward_tile(const Call& call, int tile) {
     const int block = __builtin_ctzll(blocks);
     const BlockPlace place = block_place(camera, tile_x, tile_y, block);
     alignas(64) float value[16];
-    float* const v[3] = {v_red[block], v_green[block], v_blue[block]};
+    BackwardState& b = state[block];
+    float* const v[3] = {b.v_red, b.v_green, b.v_blue};
     read_block(call.alpha, camera, place, value);
     const Lanes last = one - load(value);  // final transmittance
     // What lies behind the splats done so far, as the loss sees it: colours still to come, and minus the part of
@@ -45,12 +49,12 @@ void backward_tile(const Call& call, int tile) {
       rest = rest - load(value) * last;
     }
     if (kDepth) {
-      read_block(call.v_depth, camera, place, v_depth[block]);
+      read_block(call.v_depth, camera, place, b.v_depth);
       read_block(call.depth, camera, place, value);
-      rest = mul_add(load(value), load(v_depth[block]), rest);
+      rest = mul_add(load(value), load(b.v_depth), rest);
     }
-    store(behind[block], rest);
-    store(through[block], one);
+    store(b.behind, rest);
+    store(b.through, one);
   }
   const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
   const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
@@ -64,52 +68,54 @@ void backward_tile(const Call& call, int tile) {
       store(slot, zero);
       continue;
     }
-    const PairLanes lanes = pair_lanes(pair, x0, y0);
-    Lanes g0 = zero, gx = zero, gy = zero, gxx = zero, gxy = zero, gyy = zero;
+    PairLanes lanes;
+    pair_lanes(pair, x0, y0, lanes);
+    Lanes g0 = zero, gp = zero, gq = zero, gpp = zero, gpq = zero, gqq = zero;
     Lanes to_red = zero, to_green = zero, to_blue = zero, to_depth = zero;
     for (; blocks != 0; blocks &= blocks - 1) {
       const int block = __builtin_ctzll(blocks);
-      Lanes dx, dy;
-      const Lanes raw = exp2_lanes(exponent(lanes, block, dx, dy));
+      BackwardState& b = state[block];
+      Lanes p, q;
+      const Lanes raw = exp2_lanes(exponent(lanes, block, p, q));
       const Lanes alpha = minimum(raw, ceiling);
-      const Lanes t = load(through[block]);
+      const Lanes t = load(b.through);
       const LaneMask live = both(greater_equal(alpha, threshold), greater(t, zero));
       const Lanes weight = t * alpha;
       const Lanes next = t - weight;
       const LaneMask goes_on = both(live, greater(next, stop));
       const LaneMask stops = but_not(live, goes_on);
       const Lanes w = keep(goes_on, weight);
-      const Lanes vr = load(v_red[block]), vg = load(v_green[block]), vb = load(v_blue[block]);
+      const Lanes vr = load(b.v_red), vg = load(b.v_green), vb = load(b.v_blue);
       to_red = mul_add(w, vr, to_red);
       to_green = mul_add(w, vg, to_green);
       to_blue = mul_add(w, vb, to_blue);
       Lanes seen = mul_add(set(pair.red), vr, mul_add(set(pair.green), vg, set(pair.blue) * vb));
       if (kDepth) {
-        const Lanes vd = load(v_depth[block]);
+        const Lanes vd = load(b.v_depth);
         to_depth = mul_add(w, vd, to_depth);
         seen = mul_add(set(pair.depth), vd, seen);
       }
-      const Lanes rest = load(behind[block]) - w * seen;
-      store(behind[block], rest);
-      // d alpha / d log2 alpha = alpha ln 2, and nothing passes the clamp at 0.999.
-      const Lanes by_alpha = t * seen - rest * reciprocal(one - alpha);
-      const Lanes g = keep(both(goes_on, greater(ceiling, raw)), by_alpha * alpha);
+      const Lanes shown = w * seen;
+      const Lanes rest = load(b.behind) - shown;
+      store(b.behind, rest);
+      // d alpha / d ln alpha = alpha, and nothing passes the clamp at 0.999.
+      const Lanes g = keep(both(goes_on, greater(ceiling, raw)), shown - rest * (alpha * reciprocal(one - alpha)));
       g0 = g0 + g;
-      const Lanes g_dx = g * dx, g_dy = g * dy;
-      gx = gx + g_dx;
-      gy = gy + g_dy;
-      gxx = mul_add(g_dx, dx, gxx);
-      gxy = mul_add(g_dx, dy, gxy);
-      gyy = mul_add(g_dy, dy, gyy);
+      const Lanes g_p = g * p, g_q = g * q;
+      gp = gp + g_p;
+      gq = gq + g_q;
+      gpp = mul_add(g_p, p, gpp);
+      gpq = mul_add(g_p, q, gpq);
+      gqq = mul_add(g_q, q, gqq);
       Lanes t_new = pick(goes_on, next, t);
       if (any(stops)) {
         t_new = pick(stops, zero - t, t_new);
         if (!any(greater(t_new, zero))) alive &= ~(1ull << block);
       }
-      store(through[block], t_new);
+      store(b.through, t_new);
     }
-    sum_four(g0, gx, gy, gxx, slot);
-    sum_four(gxy, gyy, to_red, to_green, slot + 4);
+    sum_four(g0, gp, gq, gpp, slot);
+    sum_four(gpq, gqq, to_red, to_green, slot + 4);
     sum_four(to_blue, to_depth, zero, zero, slot + 8);
   }
 }
@@ -189,16 +195,6 @@ void shade_backward(const SplatInput& splats, int first, int count, uint32_t dra
   }
 }
 
-// dL/dcov as a symmetric matrix from dL/d(inverse), both through xx, xy, yy: - inverse G inverse.
-inline void through_inverse(Lanes i_xx, Lanes i_xy, Lanes i_yy, Lanes g_xx, Lanes g_xy, Lanes g_yy, Lanes out[3]) {
-  const Lanes zero = set(0.0f);
-  const Lanes m00 = mul_add(i_xx, g_xx, i_xy * g_xy), m01 = mul_add(i_xx, g_xy, i_xy * g_yy);
-  const Lanes m10 = mul_add(i_xy, g_xx, i_yy * g_xy), m11 = mul_add(i_xy, g_xy, i_yy * g_yy);
-  out[0] = zero - mul_add(m00, i_xx, m01 * i_xy);
-  out[1] = zero - mul_add(m00, i_xy, m01 * i_yy);
-  out[2] = zero - mul_add(m10, i_xy, m11 * i_yy);
-}
-
 // From the summed slots to the parameters of each splat, and per chunk to the camera.
 void backward_project_task(void* argument, int32_t chunk_index) {
   const Call& call = *static_cast<Call*>(argument);
@@ -253,15 +249,21 @@ void backward_project_task(void* argument, int32_t chunk_index) {
     for (int lane = 0; lane < 16; ++lane) flags[lane] = static_cast<float>((drawn >> lane) & 1);
     const LaneMask shown = greater(load(flags), zero);
 
-    // p = lo - (a dx^2 + b dx dy + c dy^2), dx = pixel - mx; a = k yy / det, b = -2 k xy / det, c = k xx / det with
-    // k = log2(e)/2, and the slots lack a factor of ln 2: k ln 2 = 1/2.
+    // ln alpha = ln opacity - d^T cov^-1 d / 2; with w = cov^-1 d its derivative by the centre is w and by the covariance
+    // w w^T / 2. In Drawn's coordinates w = 2 ln 2 (along p, across q - slant along p).
+    const Whitening white = whiten(p);
+    const Lanes by_p = set(2.0f * kLn2) * white.along, by_q = set(2.0f * kLn2) * white.across;
+    const Lanes lean = zero - white.slant * by_p;
+    const Lanes g_mx = by_p * s[kGp];
+    const Lanes g_my = mul_add(by_q, s[kGq], lean * s[kGp]);
+    const Lanes q_row = mul_add(by_q, s[kGpq], lean * s[kGpp]);  // sum of g p w_y
+    Lanes h[3];  // dL/dcov, a symmetric matrix
+    h[0] = half * by_p * by_p * s[kGpp];
+    h[1] = half * by_p * q_row;
+    h[2] = half * mul_add(by_q, mul_add(by_q, s[kGqq], lean * s[kGpq]), lean * q_row);
     const Lanes over = one / p.det;
     const Lanes i_xx = p.yy * over, i_xy = zero - p.xy * over, i_yy = p.xx * over;  // inverse of the covariance
-    const Lanes g_mx = mul_add(i_xx, s[kGx], i_xy * s[kGy]);
-    const Lanes g_my = mul_add(i_xy, s[kGx], i_yy * s[kGy]);
-    Lanes h[3];  // dL/dcov
-    through_inverse(i_xx, i_xy, i_yy, zero - half * s[kGxx], zero - half * s[kGxy], zero - half * s[kGyy], h);
-    const Lanes g_log_opacity = s[kG];  // by ln of the drawn opacity
+    const Lanes g_log_opacity = s[kG];
     if (view.antialiased) {
       // ln compensation = (ln det_before - ln det) / 2; the derivative of ln det is the inverse.
       const Lanes share = keep(greater(p.det_before, set(1e-30f)), half * g_log_opacity);

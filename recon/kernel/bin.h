@@ -20,6 +20,7 @@ void bin_task(void* argument, int32_t index) {
     chunk.out_of_memory = true;
     return;
   }
+  uint32_t entry_count = 0;  // not the chunk's own: its neighbours in memory belong to other threads
   constexpr float kSlack = 0.01f;  // px; covers rounding, an extra block costs time only
   const float width = static_cast<float>(call.camera->width), height = static_cast<float>(call.camera->height);
   const Lanes zero = set(0.0f), none_low = set(8.0f), none_high = set(-1.0f), quarter = set(0.25f);
@@ -27,7 +28,7 @@ void bin_task(void* argument, int32_t index) {
     if (rank + 8 < last) __builtin_prefetch(&context.projected[context.order[rank + 8]], 1);
     Drawn& source = context.projected[context.order[rank]];
     source.rank = static_cast<uint32_t>(rank);
-    source.first_slot = chunk.entry_count;
+    source.first_slot = entry_count;
     const Drawn d = source;
     context.drawn[rank] = d;
     // In tiles, rounded outwards, within the image.
@@ -35,19 +36,18 @@ void bin_task(void* argument, int32_t index) {
     const int tile_right = static_cast<int>(smaller(width - 1.0f, d.mx + d.half_width + kSlack)) / kTile;
     const int tile_top = static_cast<int>(larger(0.0f, d.my - d.half_height - kSlack)) / kTile;
     const int tile_low = static_cast<int>(smaller(height - 1.0f, d.my + d.half_height + kSlack)) / kTile;
-    const size_t most = static_cast<size_t>(tile_right - tile_left + 1) * (tile_low - tile_top + 2);
-    if (!chunk.entries.reserve(chunk.entry_count + most, chunk.entry_count)) {
+    const size_t most = static_cast<size_t>(tile_right - tile_left + 1) * (tile_low - tile_top + 2) + 2;
+    if (!chunk.entries.reserve(entry_count + most, entry_count)) {
       chunk.out_of_memory = true;
       return;
     }
     const float reach = d.lo - kLog2AlphaMin;
-    const float inverse_a = 1.0f / d.a;
-    const float slope = -0.5f * d.b * inverse_a;                           // centre of the chord at height dy
-    const float fall = larger(0.0f, d.c - 0.25f * d.b * d.b * inverse_a);  // a * half chord^2 = reach - fall * dy^2
-    const float rightmost_dy = -0.5f * d.b / d.c * d.half_width;
+    const float a = d.along * d.along, inverse_a = 1.0f / a;
+    // At height dy the chord has its middle at slant dy and a * half chord^2 = reach - (across dy)^2.
+    const float rightmost_dy = a * d.slant / (a * d.slant * d.slant + d.across * d.across) * d.half_width;
     const Lanes half_height = set(d.half_height), low_height = set(-d.half_height);
-    const Lanes chord_0 = set(reach * inverse_a), chord_2 = set(-fall * inverse_a);
-    const Lanes middle = set(slope);
+    const Lanes chord_0 = set(reach * inverse_a), chord_2 = set(-d.across * d.across * inverse_a);
+    const Lanes middle = set(d.slant);
     for (int tile_y = tile_top; tile_y <= tile_low; tile_y += 2) {  // sixteen block rows are two tile rows
       const Lanes row = mul_add(lane_numbers(), set(4.0f), set(tile_y * static_cast<float>(kTile) - d.my));
       const Lanes top = maximum(row + set(0.5f - kSlack), low_height);
@@ -69,19 +69,21 @@ void bin_task(void* argument, int32_t index) {
         const Lanes shift = set(-static_cast<float>(t * kBlocksAcross));
         row_masks(pick(met, low + shift, none_low), pick(met, high + shift, none_high), masks);
         const uint32_t tile = static_cast<uint32_t>(tile_y * context.tiles_x + t);
-        if (masks[0] != 0) {
-          chunk.entries[chunk.entry_count++] = {masks[0], tile, static_cast<uint32_t>(rank)};
-          ++tile_count[tile];
-        }
-        if (masks[1] != 0 && second) {
-          const uint32_t below = tile + static_cast<uint32_t>(context.tiles_x);
-          chunk.entries[chunk.entry_count++] = {masks[1], below, static_cast<uint32_t>(rank)};
-          ++tile_count[below];
-        }
+        // Without branches, which would be guessed wrong half of the time: an empty entry is written over.
+        if (!second) masks[1] = 0;
+        const uint32_t below = tile + (second ? static_cast<uint32_t>(context.tiles_x) : 0u);
+        Entry* to = &chunk.entries[entry_count];
+        to[0] = {masks[0], tile, static_cast<uint32_t>(rank)};
+        to += masks[0] != 0;
+        to[0] = {masks[1], below, static_cast<uint32_t>(rank)};
+        tile_count[tile] += masks[0] != 0;
+        tile_count[below] += masks[1] != 0;
+        entry_count += (masks[0] != 0) + (masks[1] != 0);
       }
     }
-    source.slot_count = chunk.entry_count - source.first_slot;
+    source.slot_count = entry_count - source.first_slot;
   }
+  chunk.entry_count = entry_count;
 }
 
 void place_task(void* argument, int32_t index) {

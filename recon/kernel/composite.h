@@ -55,20 +55,29 @@ inline void write_block(float* plane, const CameraInput& camera, const BlockPlac
 // Where a block's pixels lie from a tile's first block, px.
 alignas(64) constexpr float kBlockOffset[kBlocksAcross] = {0, 4, 8, 12, 16, 20, 24, 28};
 
-struct PairLanes {  // a pair's numbers in all lanes; x, y: from its centre to the pixels of the tile's first block
-  Lanes x, y, a, b, c, lo;
+struct PairLanes {  // a pair's p and q (see Drawn) at the pixels of the tile's first block; what each block adds to them
+  Lanes p, q, lo;
+  alignas(32) float p_across[kBlocksAcross], p_down[kBlocksAcross], q_down[kBlocksAcross];
 };
 
-inline PairLanes pair_lanes(const Pair& pair, Lanes x0, Lanes y0) {
-  return {x0 - set(pair.mx), y0 - set(pair.my), set(pair.a), set(pair.b), set(pair.c), set(pair.lo)};
+inline void pair_lanes(const Pair& pair, Lanes x0, Lanes y0, PairLanes& out) {
+  const float lean = -pair.along * pair.slant;
+  const Lanes y = y0 - set(pair.my);
+  out.p = mul_add(set(pair.along), x0 - set(pair.mx), set(lean) * y);
+  out.q = set(pair.across) * y;
+  out.lo = set(pair.lo);
+  for (int k = 0; k < kBlocksAcross; ++k) {
+    out.p_across[k] = pair.along * kBlockOffset[k];
+    out.p_down[k] = lean * kBlockOffset[k];
+    out.q_down[k] = pair.across * kBlockOffset[k];
+  }
 }
 
-// log2 alpha before the clamps, and the offsets from the splat's centre.
-inline Lanes exponent(const PairLanes& p, int block, Lanes& dx, Lanes& dy) {
-  dx = p.x + set(kBlockOffset[block & 7]);
-  dy = p.y + set(kBlockOffset[block >> 3]);
-  const Lanes along = p.lo - (p.c * dy) * dy;
-  return along - mul_add(p.a, dx, p.b * dy) * dx;
+// log2 alpha before the clamps, and its coordinates.
+inline Lanes exponent(const PairLanes& pair, int block, Lanes& p, Lanes& q) {
+  q = pair.q + set(pair.q_down[block >> 3]);
+  p = pair.p + set(pair.p_down[block >> 3]) + set(pair.p_across[block & 7]);
+  return (pair.lo - q * q) - p * p;
 }
 
 void fill_rows(float* plane, const CameraInput& camera, int tile_x, int tile_y, float value) {
@@ -79,6 +88,10 @@ void fill_rows(float* plane, const CameraInput& camera, int tile_x, int tile_y, 
     for (int col = 0; col < width; ++col) to[col] = value;
   }
 }
+
+struct alignas(64) BlockState {
+  float through[16], red[16], green[16], blue[16], depth[16];
+};
 
 template <bool kDepth>
 void composite_tile(const Call& call, int tile) {
@@ -95,7 +108,7 @@ void composite_tile(const Call& call, int tile) {
     return;
   }
   // A negative transmittance marks a pixel that has stopped; its magnitude is kept.
-  alignas(64) float through[64][16], red[64][16], green[64][16], blue[64][16], depth[kDepth ? 64 : 1][16];
+  BlockState state[64];
   const uint64_t present = blocks_in_image(camera, tile_x, tile_y);
   uint64_t used = 0, alive = present;
   const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
@@ -107,42 +120,45 @@ void composite_tile(const Call& call, int tile) {
     uint64_t blocks = pair.mask & alive;
     for (uint64_t fresh = blocks & ~used; fresh != 0; fresh &= fresh - 1) {
       const int block = __builtin_ctzll(fresh);
-      store(through[block], one);
-      store(red[block], zero), store(green[block], zero), store(blue[block], zero);
-      if (kDepth) store(depth[block], zero);
+      BlockState& b = state[block];
+      store(b.through, one), store(b.red, zero), store(b.green, zero), store(b.blue, zero);
+      if (kDepth) store(b.depth, zero);
     }
     used |= blocks;
-    const PairLanes lanes = pair_lanes(pair, x0, y0);
+    PairLanes lanes;
+    pair_lanes(pair, x0, y0, lanes);
     for (; blocks != 0; blocks &= blocks - 1) {
       const int block = __builtin_ctzll(blocks);
-      Lanes dx, dy;
-      const Lanes alpha = minimum(exp2_lanes(exponent(lanes, block, dx, dy)), ceiling);
-      const Lanes t = load(through[block]);
+      BlockState& b = state[block];
+      Lanes p, q;
+      const Lanes alpha = minimum(exp2_lanes(exponent(lanes, block, p, q)), ceiling);
+      const Lanes t = load(b.through);
       const LaneMask live = both(greater_equal(alpha, threshold), greater(t, zero));
       const Lanes weight = t * alpha;
       const Lanes next = t - weight;
       const LaneMask goes_on = both(live, greater(next, stop));
       const LaneMask stops = but_not(live, goes_on);
       const Lanes w = keep(goes_on, weight);
-      store(red[block], mul_add(w, set(pair.red), load(red[block])));
-      store(green[block], mul_add(w, set(pair.green), load(green[block])));
-      store(blue[block], mul_add(w, set(pair.blue), load(blue[block])));
-      if (kDepth) store(depth[block], mul_add(w, set(pair.depth), load(depth[block])));
+      store(b.red, mul_add(w, set(pair.red), load(b.red)));
+      store(b.green, mul_add(w, set(pair.green), load(b.green)));
+      store(b.blue, mul_add(w, set(pair.blue), load(b.blue)));
+      if (kDepth) store(b.depth, mul_add(w, set(pair.depth), load(b.depth)));
       Lanes t_new = pick(goes_on, next, t);
       if (any(stops)) {
         t_new = pick(stops, zero - t, t_new);
         if (!any(greater(t_new, zero))) alive &= ~(1ull << block);
       }
-      store(through[block], t_new);
+      store(b.through, t_new);
     }
   }
   alignas(64) float out[16];
   for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
     const int block = __builtin_ctzll(blocks);
     const BlockPlace place = block_place(camera, tile_x, tile_y, block);
+    const BlockState& b = state[block];
     const bool hit = (used >> block) & 1;
-    const Lanes t = hit ? magnitude(load(through[block])) : one;
-    const float* const colour[3] = {red[block], green[block], blue[block]};
+    const Lanes t = hit ? magnitude(load(b.through)) : one;
+    const float* const colour[3] = {b.red, b.green, b.blue};
     for (int channel = 0; channel < 3; ++channel) {
       const Lanes base = hit ? load(colour[channel]) : zero;
       store(out, mul_add(t, set(call.background[channel]), base));
@@ -151,7 +167,7 @@ void composite_tile(const Call& call, int tile) {
     store(out, one - t);
     write_block(call.out_alpha, camera, place, out);
     if (kDepth) {
-      store(out, hit ? load(depth[block]) : zero);
+      store(out, hit ? load(b.depth) : zero);
       write_block(call.out_depth, camera, place, out);
     }
   }

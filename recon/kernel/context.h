@@ -17,7 +17,9 @@ constexpr int kTangent = 56;       // floats a splat's pose tangents hold
 
 struct alignas(64) Drawn {  // one splat as the pixels see it
   float mx, my;             // centre, px
-  float a, b, c;            // log2 alpha = lo - (a dx^2 + b dx dy + c dy^2)
+  // log2 alpha = lo - p^2 - q^2 with p = along (dx - slant dy), q = across dy: the Cholesky factor of the inverse
+  // covariance, which keeps its digits where the ellipse is a needle, and takes two multiplications a pixel.
+  float along, slant, across;
   float lo;                 // log2 of the opacity (compensated where antialiased)
   float red, green, blue, depth;
   float half_width, half_height;  // of the box round the alpha >= 1/255 ellipse, px
@@ -28,7 +30,7 @@ struct alignas(64) Drawn {  // one splat as the pixels see it
 };
 
 struct alignas(64) Pair {  // a splat in a tile: all that compositing reads, in the order it reads it
-  float mx, my, a, b, c, lo;
+  float mx, my, along, slant, across, lo;
   float red, green, blue, depth;
   uint64_t mask;  // of the tile's 4x4 blocks that the alpha >= 1/255 ellipse meets
   uint32_t slot;  // where its gradient sums go

@@ -1,12 +1,21 @@
 // The normal equations of the photometric residual, in one pass: what Gauss-Newton and Levenberg-Marquardt need.
 #pragma once
-#include "backward.h"
 #include "composite.h"
 #include "context.h"
 #include "project.h"
 #include "vector.h"
 
 namespace {
+
+// Change of the inverse of a symmetric matrix with that of the matrix, both as xx, xy, yy: - inverse change inverse.
+inline void through_inverse(Lanes i_xx, Lanes i_xy, Lanes i_yy, Lanes g_xx, Lanes g_xy, Lanes g_yy, Lanes out[3]) {
+  const Lanes zero = set(0.0f);
+  const Lanes m00 = mul_add(i_xx, g_xx, i_xy * g_xy), m01 = mul_add(i_xx, g_xy, i_xy * g_yy);
+  const Lanes m10 = mul_add(i_xy, g_xx, i_yy * g_xy), m11 = mul_add(i_xy, g_xy, i_yy * g_yy);
+  out[0] = zero - mul_add(m00, i_xx, m01 * i_xy);
+  out[1] = zero - mul_add(m00, i_xy, m01 * i_yy);
+  out[2] = zero - mul_add(m10, i_xy, m11 * i_yy);
+}
 
 // Tangents of each splat by the six unknowns. Layout for unknown k at [9 k]: the derivative of log2 alpha as a
 // polynomial in (1, dx, dy, dx^2, dx dy, dy^2), then the derivative of red, green, blue.
@@ -164,11 +173,14 @@ void pose_tile(const Call& call, int tile, double* sums) {
     if (blocks == 0) continue;
     const float* tangent = &context.tangents[static_cast<size_t>(pair.rank) * kTangent];
     const float colour[3] = {pair.red, pair.green, pair.blue};
-    const PairLanes lanes = pair_lanes(pair, x0, y0);
+    PairLanes lanes;
+    pair_lanes(pair, x0, y0, lanes);
+    const Lanes from_x = x0 - set(pair.mx), from_y = y0 - set(pair.my);
     for (; blocks != 0; blocks &= blocks - 1) {
       const int block = __builtin_ctzll(blocks);
-      Lanes dx, dy;
-      const Lanes raw = exp2_lanes(exponent(lanes, block, dx, dy));
+      Lanes p, q;
+      const Lanes raw = exp2_lanes(exponent(lanes, block, p, q));
+      const Lanes dx = from_x + set(kBlockOffset[block & 7]), dy = from_y + set(kBlockOffset[block >> 3]);
       const Lanes alpha = minimum(raw, ceiling);
       const Lanes t = load(through[block]);
       const LaneMask live = both(greater_equal(alpha, threshold), greater(t, zero));

@@ -109,6 +109,15 @@ inline void project_sixteen(const SplatInput& splats, const View16& view, const 
                     both(greater(p.det, zero), greater(set(3e38f), p.det)));
 }
 
+struct Whitening {  // of the ellipse: see Drawn
+  Lanes along, slant, across;
+};
+
+inline Whitening whiten(const Projection& p) {
+  const Lanes k = set(0.5f * kLog2E), over_yy = set(1.0f) / p.yy;
+  return {square_root(k * p.yy / p.det), p.xy * over_yy, square_root(k * over_yy)};
+}
+
 struct Direction {  // from the camera's centre to sixteen splats, unit length
   Lanes x, y, z;
   Lanes shorten;  // 1 / distance
@@ -184,9 +193,9 @@ void project_task(void* argument, int32_t chunk) {
     for (int lane = 0; lane < count; ++lane) context.visible[start + lane] = (drawn >> lane) & 1;
     if (drawn == 0) continue;
     alignas(64) float field[10][16], colour[3][16];
-    const Lanes k = set(0.5f * kLog2E) / p.det;
+    const Whitening white = whiten(p);
     store(field[0], mx), store(field[1], my);
-    store(field[2], k * p.yy), store(field[3], set(-2.0f) * k * p.xy), store(field[4], k * p.xx);
+    store(field[2], white.along), store(field[3], white.slant), store(field[4], white.across);
     store(field[5], lo), store(field[6], p.z);
     store(field[7], half_width), store(field[8], half_height);
     if (splats.colours == nullptr) shade(splats, index, drawn, direction_to(p, call.camera_centre), colour);
@@ -195,7 +204,7 @@ void project_task(void* argument, int32_t chunk) {
       const int i = start + lane;
       Drawn& d = context.projected[i];
       d.mx = field[0][lane], d.my = field[1][lane];
-      d.a = field[2][lane], d.b = field[3][lane], d.c = field[4][lane];
+      d.along = field[2][lane], d.slant = field[3][lane], d.across = field[4][lane];
       d.lo = field[5][lane], d.depth = field[6][lane];
       d.half_width = field[7][lane], d.half_height = field[8][lane];
       if (splats.colours != nullptr) {
