@@ -13,6 +13,7 @@ enum Slot { kG, kGp, kGq, kGpp, kGpq, kGqq, kToRed, kToGreen, kToBlue, kToDepth 
 
 struct alignas(64) BackwardState {
   float through[16], behind[16], v_red[16], v_green[16], v_blue[16], v_depth[16];
+  StoredMask open;  // the pixels that have not stopped
 };
 
 template <bool kDepth>
@@ -55,6 +56,7 @@ void backward_tile(const Call& call, int tile) {
     }
     store(b.behind, rest);
     store(b.through, one);
+    store_mask(b.open, greater(one, zero));
   }
   const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
   const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
@@ -79,12 +81,18 @@ void backward_tile(const Call& call, int tile) {
       const Lanes raw = exp2_lanes(exponent(lanes, block, p, q));
       const Lanes alpha = minimum(raw, ceiling);
       const Lanes t = load(b.through);
-      const LaneMask live = both(greater_equal(alpha, threshold), greater(t, zero));
-      const Lanes weight = t * alpha;
-      const Lanes next = t - weight;
-      const LaneMask goes_on = both(live, greater(next, stop));
-      const LaneMask stops = but_not(live, goes_on);
-      const Lanes w = keep(goes_on, weight);
+      LaneMask live = both(load_mask(b.open), greater_equal(alpha, threshold));
+      Lanes w = keep(live, t * alpha);
+      Lanes next = t - w;
+      const LaneMask stops = both(live, greater_equal(stop, next));
+      if (any(stops)) {
+        const LaneMask open = but_not(load_mask(b.open), stops);
+        store_mask(b.open, open);
+        live = but_not(live, stops);
+        w = keep(live, w);
+        next = pick(stops, t, next);
+        if (!any(open)) alive &= ~(1ull << block);
+      }
       const Lanes vr = load(b.v_red), vg = load(b.v_green), vb = load(b.v_blue);
       to_red = mul_add(w, vr, to_red);
       to_green = mul_add(w, vg, to_green);
@@ -99,7 +107,7 @@ void backward_tile(const Call& call, int tile) {
       const Lanes rest = load(b.behind) - shown;
       store(b.behind, rest);
       // d alpha / d ln alpha = alpha, and nothing passes the clamp at 0.999.
-      const Lanes g = keep(both(goes_on, greater(ceiling, raw)), shown - rest * (alpha * reciprocal(one - alpha)));
+      const Lanes g = keep(both(live, greater(ceiling, raw)), shown - rest * (alpha * reciprocal(one - alpha)));
       g0 = g0 + g;
       const Lanes g_p = g * p, g_q = g * q;
       gp = gp + g_p;
@@ -107,12 +115,7 @@ void backward_tile(const Call& call, int tile) {
       gpp = mul_add(g_p, p, gpp);
       gpq = mul_add(g_p, q, gpq);
       gqq = mul_add(g_q, q, gqq);
-      Lanes t_new = pick(goes_on, next, t);
-      if (any(stops)) {
-        t_new = pick(stops, zero - t, t_new);
-        if (!any(greater(t_new, zero))) alive &= ~(1ull << block);
-      }
-      store(b.through, t_new);
+      store(b.through, next);
     }
     sum_four(g0, gp, gq, gpp, slot);
     sum_four(gpq, gqq, to_red, to_green, slot + 4);

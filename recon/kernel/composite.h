@@ -91,6 +91,7 @@ void fill_rows(float* plane, const CameraInput& camera, int tile_x, int tile_y, 
 
 struct alignas(64) BlockState {
   float through[16], red[16], green[16], blue[16], depth[16];
+  StoredMask open;  // the pixels that have not stopped
 };
 
 template <bool kDepth>
@@ -107,7 +108,6 @@ void composite_tile(const Call& call, int tile) {
     if (kDepth) fill_rows(call.out_depth, camera, tile_x, tile_y, 0.0f);
     return;
   }
-  // A negative transmittance marks a pixel that has stopped; its magnitude is kept.
   BlockState state[64];
   const uint64_t present = blocks_in_image(camera, tile_x, tile_y);
   uint64_t used = 0, alive = present;
@@ -115,12 +115,14 @@ void composite_tile(const Call& call, int tile) {
   const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
   const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), one = set(1.0f), stop = set(kStop);
   const Lanes zero = set(0.0f);
+  const LaneMask all = greater(one, zero);
   for (uint32_t at = begin; at < end && alive != 0; ++at) {
     const Pair& pair = context.pairs[at];
     uint64_t blocks = pair.mask & alive;
     for (uint64_t fresh = blocks & ~used; fresh != 0; fresh &= fresh - 1) {
       const int block = __builtin_ctzll(fresh);
       BlockState& b = state[block];
+      store_mask(b.open, all);
       store(b.through, one), store(b.red, zero), store(b.green, zero), store(b.blue, zero);
       if (kDepth) store(b.depth, zero);
     }
@@ -133,22 +135,22 @@ void composite_tile(const Call& call, int tile) {
       Lanes p, q;
       const Lanes alpha = minimum(exp2_lanes(exponent(lanes, block, p, q)), ceiling);
       const Lanes t = load(b.through);
-      const LaneMask live = both(greater_equal(alpha, threshold), greater(t, zero));
-      const Lanes weight = t * alpha;
-      const Lanes next = t - weight;
-      const LaneMask goes_on = both(live, greater(next, stop));
-      const LaneMask stops = but_not(live, goes_on);
-      const Lanes w = keep(goes_on, weight);
+      const LaneMask live = both(load_mask(b.open), greater_equal(alpha, threshold));
+      Lanes w = keep(live, t * alpha);
+      Lanes next = t - w;
+      const LaneMask stops = both(live, greater_equal(stop, next));
+      if (any(stops)) {  // the splat that would stop a pixel does not count
+        const LaneMask open = but_not(load_mask(b.open), stops);
+        store_mask(b.open, open);
+        w = keep(but_not(live, stops), w);
+        next = pick(stops, t, next);
+        if (!any(open)) alive &= ~(1ull << block);
+      }
       store(b.red, mul_add(w, set(pair.red), load(b.red)));
       store(b.green, mul_add(w, set(pair.green), load(b.green)));
       store(b.blue, mul_add(w, set(pair.blue), load(b.blue)));
       if (kDepth) store(b.depth, mul_add(w, set(pair.depth), load(b.depth)));
-      Lanes t_new = pick(goes_on, next, t);
-      if (any(stops)) {
-        t_new = pick(stops, zero - t, t_new);
-        if (!any(greater(t_new, zero))) alive &= ~(1ull << block);
-      }
-      store(b.through, t_new);
+      store(b.through, next);
     }
   }
   alignas(64) float out[16];
@@ -157,7 +159,7 @@ void composite_tile(const Call& call, int tile) {
     const BlockPlace place = block_place(camera, tile_x, tile_y, block);
     const BlockState& b = state[block];
     const bool hit = (used >> block) & 1;
-    const Lanes t = hit ? magnitude(load(b.through)) : one;
+    const Lanes t = hit ? load(b.through) : one;
     const float* const colour[3] = {b.red, b.green, b.blue};
     for (int channel = 0; channel < 3; ++channel) {
       const Lanes base = hit ? load(colour[channel]) : zero;

@@ -149,6 +149,7 @@ void pose_tile(const Call& call, int tile, double* sums) {
   const uint32_t begin = context.tile_start[tile], end = context.tile_start[tile + 1];
   const bool view_dependent = call.splats->colours == nullptr && call.splats->sh_degree > 0;
   alignas(64) float through[64][16], rest[3][64][16];
+  StoredMask open[64];
   alignas(64) static thread_local float jacobian[64][18][16];
   const Lanes zero = set(0.0f), one = set(1.0f);
   const uint64_t present = blocks_in_image(camera, tile_x, tile_y);
@@ -157,6 +158,7 @@ void pose_tile(const Call& call, int tile, double* sums) {
     const int block = __builtin_ctzll(blocks);
     const BlockPlace place = block_place(camera, tile_x, tile_y, block);
     store(through[block], one);
+    store_mask(open[block], greater(one, zero));
     for (int channel = 0; channel < 3; ++channel)
       read_block(call.rgb + channel * plane, camera, place, rest[channel][block]);
   }
@@ -183,17 +185,23 @@ void pose_tile(const Call& call, int tile, double* sums) {
       const Lanes dx = from_x + set(kBlockOffset[block & 7]), dy = from_y + set(kBlockOffset[block >> 3]);
       const Lanes alpha = minimum(raw, ceiling);
       const Lanes t = load(through[block]);
-      const LaneMask live = both(greater_equal(alpha, threshold), greater(t, zero));
+      LaneMask live = both(load_mask(open[block]), greater_equal(alpha, threshold));
       if (!any(live)) continue;
       if (!((used >> block) & 1)) {
         memset(jacobian[block], 0, sizeof(jacobian[block]));
         used |= 1ull << block;
       }
-      const Lanes weight = t * alpha;
-      const Lanes next = t - weight;
-      const LaneMask goes_on = both(live, greater(next, stop));
-      const LaneMask stops = but_not(live, goes_on);
-      const Lanes w = keep(goes_on, weight);
+      Lanes w = keep(live, t * alpha);
+      Lanes next = t - w;
+      const LaneMask stops = both(live, greater_equal(stop, next));
+      if (any(stops)) {
+        const LaneMask left = but_not(load_mask(open[block]), stops);
+        store_mask(open[block], left);
+        live = but_not(live, stops);
+        w = keep(live, w);
+        next = pick(stops, t, next);
+        if (!any(left)) alive &= ~(1ull << block);
+      }
       const Lanes over = reciprocal(one - alpha);
       Lanes by_alpha[3];
       for (int channel = 0; channel < 3; ++channel) {
@@ -201,7 +209,7 @@ void pose_tile(const Call& call, int tile, double* sums) {
         store(rest[channel][block], left);
         by_alpha[channel] = t * set(colour[channel]) - left * over;
       }
-      const Lanes gate = keep(both(goes_on, greater(ceiling, raw)), alpha * set(kLn2));
+      const Lanes gate = keep(both(live, greater(ceiling, raw)), alpha * set(kLn2));
       const Lanes dxx = dx * dx, dxy = dx * dy, dyy = dy * dy;
       for (int k = 0; k < 6; ++k) {
         const float* c = tangent + 9 * k;
@@ -215,12 +223,7 @@ void pose_tile(const Call& call, int tile, double* sums) {
           store(to[channel], sum_to);
         }
       }
-      Lanes t_new = pick(goes_on, next, t);
-      if (any(stops)) {
-        t_new = pick(stops, zero - t, t_new);
-        if (!any(greater(t_new, zero))) alive &= ~(1ull << block);
-      }
-      store(through[block], t_new);
+      store(through[block], next);
     }
   }
   for (int k = 0; k < kPoseSums; ++k) sums[k] = 0.0;

@@ -37,7 +37,9 @@ inline bool any(LaneMask m) { return m != 0; }
 inline uint32_t bits(LaneMask m) { return m; }  // lane l is bit l
 inline Lanes pick(LaneMask m, Lanes yes, Lanes no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
 inline Lanes keep(LaneMask m, Lanes a) { return {_mm512_maskz_mov_ps(m, a.v)}; }
-inline Lanes magnitude(Lanes a) { return {_mm512_abs_ps(a.v)}; }
+using StoredMask = uint16_t;
+inline LaneMask load_mask(const StoredMask& m) { return m; }
+inline void store_mask(StoredMask& to, LaneMask m) { to = m; }
 inline Lanes reciprocal(Lanes a) {
   __m512 r = _mm512_rcp14_ps(a.v);
   return {_mm512_mul_ps(r, _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(2.0f)))};
@@ -125,10 +127,9 @@ inline Lanes pick(LaneMask m, Lanes yes, Lanes no) {
   return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)};
 }
 inline Lanes keep(LaneMask m, Lanes x) { return {_mm256_and_ps(m.a, x.a), _mm256_and_ps(m.b, x.b)}; }
-inline Lanes magnitude(Lanes x) {
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
-}
+using StoredMask = LaneMask;
+inline LaneMask load_mask(const StoredMask& m) { return m; }
+inline void store_mask(StoredMask& to, LaneMask m) { to = m; }
 inline __m256 reciprocal_half(__m256 x) {  // two Newton steps from 12 bits
   const __m256 two = _mm256_set1_ps(2.0f);
   __m256 r = _mm256_rcp_ps(x);
@@ -313,10 +314,9 @@ inline Lanes pick(LaneMask m, Lanes yes, Lanes no) {
   return no;
 }
 inline Lanes keep(LaneMask m, Lanes a) { return pick(m, a, set(0.0f)); }
-inline Lanes magnitude(Lanes a) {
-  const Lanes zero = set(0.0f);
-  return pick(greater(zero, a), zero - a, a);
-}
+using StoredMask = LaneMask;
+inline LaneMask load_mask(const StoredMask& m) { return m; }
+inline void store_mask(StoredMask& to, LaneMask m) { to = m; }
 inline Lanes reciprocal(Lanes a) {
   SPLATAD_EACH a.v[part] = 1.0f / a.v[part];
   return a;
