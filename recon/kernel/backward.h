@@ -212,30 +212,28 @@ void backward_project_task(void* argument, int32_t chunk_index) {
   const Lanes* m = view.m;
   const Lanes zero = set(0.0f), one = set(1.0f), two = set(2.0f), half = set(0.5f);
   const size_t sh_floats = static_cast<size_t>(splats.sh_stride) * 3;
-  constexpr int kAhead = 32;  // splats whose slots are fetched before they are summed
   for (int start = first; start < last; start += 16) {
     uint32_t index[16];
     const int count = indices_from(start, last, index);
-    for (int i = start + kAhead; i < smaller(start + kAhead + 16, last); ++i) {
-      if (!context.visible[i]) continue;
-      const Drawn& d = context.projected[i];
-      const size_t slot = context.chunks[d.rank / kSplatChunk].first_slot + d.first_slot;
-      __builtin_prefetch(&context.slots[slot * kSlot]);
-    }
     uint32_t drawn = 0;
-    alignas(64) float sums[16][kSlot], dark[3][16];
+    alignas(64) float sums[16][kSlot];
+    LaneMask bright[3];  // the channels not clamped at 0
+    alignas(64) float flags[4][16] = {{0}};
+    const float* slot = &context.slots[context.chunk_slot[chunk_index] * static_cast<size_t>(kSlot)];
     for (int lane = 0; lane < 16; ++lane) {
       Lanes total = zero;
-      for (int channel = 0; channel < 3; ++channel) dark[channel][lane] = 0.0f;
-      if (lane < count && context.visible[start + lane]) {
-        const Drawn& d = context.projected[start + lane];
-        const size_t begin = context.chunks[d.rank / kSplatChunk].first_slot + d.first_slot;
-        for (size_t slot = begin; slot < begin + d.slot_count; ++slot) total = total + load(&context.slots[slot * kSlot]);
+      const uint8_t shown = lane < count ? context.shown[start + lane] : 0;
+      if (shown != 0) {
+        const SlotRange range = context.slot_range[start + lane];
+        const float* from = slot + static_cast<size_t>(range.first) * kSlot;
+        for (uint32_t k = 0; k < range.count; ++k) total = total + load(from + k * kSlot);
         drawn |= 1u << lane;
-        dark[0][lane] = d.red, dark[1][lane] = d.green, dark[2][lane] = d.blue;
+        flags[0][lane] = 1.0f;
+        for (int channel = 0; channel < 3; ++channel) flags[1 + channel][lane] = (shown >> (1 + channel)) & 1;
       }
       store(sums[lane], total);
     }
+    for (int channel = 0; channel < 3; ++channel) bright[channel] = greater(load(flags[1 + channel]), zero);
     if (drawn == 0) {
       write_zeros(out, start, count, sh_floats);
       continue;
@@ -248,9 +246,7 @@ void backward_project_task(void* argument, int32_t chunk_index) {
     Projection p;
     project_sixteen(splats, view, index, p);
     // What was not drawn has sums of zero, but zero times infinity is not a number: such lanes are set to zero below.
-    alignas(64) float flags[16];
-    for (int lane = 0; lane < 16; ++lane) flags[lane] = static_cast<float>((drawn >> lane) & 1);
-    const LaneMask shown = greater(load(flags), zero);
+    const LaneMask shown = greater(load(flags[0]), zero);
 
     // ln alpha = ln opacity - d^T cov^-1 d / 2; with w = cov^-1 d its derivative by the centre is w and by the covariance
     // w w^T / 2. In Drawn's coordinates w = 2 ln 2 (along p, across q - slant along p).
@@ -337,7 +333,7 @@ void backward_project_task(void* argument, int32_t chunk_index) {
       const Direction d = direction_to(p, call.camera_centre);
       Lanes g_colour[3], g_dir[3];
       for (int channel = 0; channel < 3; ++channel)
-        g_colour[channel] = keep(greater(load(dark[channel]), zero), s[kToRed + channel]);
+        g_colour[channel] = keep(bright[channel], s[kToRed + channel]);
       shade_backward(splats, start, count, drawn, d, g_colour, out.sh, g_dir);
       if (splats.sh_degree > 0) {
         const Lanes along = mul_add(g_dir[0], d.x, mul_add(g_dir[1], d.y, g_dir[2] * d.z));
@@ -368,7 +364,7 @@ void backward_project_task(void* argument, int32_t chunk_index) {
         const Lanes shift = mul_add(m[4 * row], g_view[0],
                                     mul_add(m[4 * row + 1], g_view[1], mul_add(m[4 * row + 2], g_view[2], g_cam[row])));
         // The lanes past the end repeat the last splat.
-        const Lanes counted = load(flags);
+        const Lanes counted = load(flags[0]);
         sum_four(counted * by[0], counted * by[1], counted * by[2], counted * shift, total);
         for (int col = 0; col < 4; ++col) to_camera[4 * row + col] += total[col];
       }

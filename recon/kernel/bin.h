@@ -25,12 +25,13 @@ void bin_task(void* argument, int32_t index) {
   const float width = static_cast<float>(call.camera->width), height = static_cast<float>(call.camera->height);
   const Lanes zero = set(0.0f), none_low = set(8.0f), none_high = set(-1.0f), quarter = set(0.25f);
   for (int rank = first; rank < last; ++rank) {
-    if (rank + 8 < last) __builtin_prefetch(&context.projected[context.order[rank + 8]], 1);
-    Drawn& source = context.projected[context.order[rank]];
-    source.rank = static_cast<uint32_t>(rank);
-    source.first_slot = entry_count;
-    const Drawn d = source;
+    if (rank + 8 < last) {
+      __builtin_prefetch(&context.projected[context.order[rank + 8]]);
+      __builtin_prefetch(&context.slot_range[context.order[rank + 8]], 1);
+    }
+    const Drawn d = context.projected[context.order[rank]];
     context.drawn[rank] = d;
+    const uint32_t before = entry_count;
     // In tiles, rounded outwards, within the image.
     const int tile_left = static_cast<int>(larger(0.0f, d.mx - d.half_width - kSlack)) / kTile;
     const int tile_right = static_cast<int>(smaller(width - 1.0f, d.mx + d.half_width + kSlack)) / kTile;
@@ -73,17 +74,30 @@ void bin_task(void* argument, int32_t index) {
         if (!second) masks[1] = 0;
         const uint32_t below = tile + (second ? static_cast<uint32_t>(context.tiles_x) : 0u);
         Entry* to = &chunk.entries[entry_count];
-        to[0] = {masks[0], tile, static_cast<uint32_t>(rank)};
+        to[0] = {masks[0], tile, 0};
         to += masks[0] != 0;
-        to[0] = {masks[1], below, static_cast<uint32_t>(rank)};
+        to[0] = {masks[1], below, 0};
         tile_count[tile] += masks[0] != 0;
         tile_count[below] += masks[1] != 0;
         entry_count += (masks[0] != 0) + (masks[1] != 0);
       }
     }
-    source.slot_count = entry_count - source.first_slot;
+    context.slot_range[context.order[rank]].count = entry_count - before;
   }
   chunk.entry_count = entry_count;
+}
+
+// Gradient slots in the order of the splats, so that reading them and writing the gradients both run straight on.
+void slot_task(void* argument, int32_t chunk) {
+  Context& context = *static_cast<Call*>(argument)->context;
+  const int first = chunk * kSplatChunk, last = smaller(first + kSplatChunk, context.count);
+  uint32_t total = 0;
+  for (int i = first; i < last; ++i) {
+    if (context.shown[i] == 0) continue;
+    context.slot_range[i].first = total;
+    total += context.slot_range[i].count;
+  }
+  context.chunk_slot[chunk] = total;
 }
 
 void place_task(void* argument, int32_t index) {
@@ -91,14 +105,21 @@ void place_task(void* argument, int32_t index) {
   const Chunk& chunk = context.chunks[index];
   const int tiles = context.tiles_x * context.tiles_y;
   uint32_t* cursor = &context.chunk_tile[static_cast<size_t>(index) * tiles];
-  for (uint32_t e = 0; e < chunk.entry_count; ++e) {
-    const Entry& entry = chunk.entries[e];
-    const Drawn& d = context.drawn[entry.rank];
-    Pair& pair = context.pairs[cursor[entry.tile]++];
-    memcpy(&pair, &d, 10 * sizeof(float));  // mx to depth
-    pair.mask = entry.mask;
-    pair.slot = chunk.first_slot + e;
-    pair.rank = entry.rank;
+  const int first = index * kSplatChunk, last = smaller(first + kSplatChunk, context.drawn_count);
+  uint32_t e = 0;
+  for (int rank = first; rank < last; ++rank) {
+    if (rank + 16 < last) __builtin_prefetch(&context.slot_range[context.order[rank + 16]]);
+    const uint32_t splat = context.order[rank];
+    const SlotRange range = context.slot_range[splat];
+    uint32_t slot = context.chunk_slot[splat / kSplatChunk] + range.first;
+    const Drawn& d = context.drawn[rank];
+    for (const uint32_t end = e + range.count; e < end; ++e) {
+      Pair& pair = context.pairs[cursor[chunk.entries[e].tile]++];
+      memcpy(&pair, &d, 10 * sizeof(float));  // mx to depth
+      pair.mask = chunk.entries[e].mask;
+      pair.slot = slot++;
+      pair.rank = static_cast<uint32_t>(rank);
+    }
   }
 }
 
@@ -138,12 +159,19 @@ bool bin_splats(Call& call, const Runtime& runtime) {
   uint32_t total = 0;
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
     if (context.chunks[chunk].out_of_memory) return false;
-    context.chunks[chunk].first_slot = total;
     total += context.chunks[chunk].entry_count;
     const uint32_t* count = &context.chunk_tile[chunk * tiles];
     for (size_t tile = 0; tile < tiles; ++tile) start[tile + 1] += count[tile];
   }
   for (size_t tile = 0; tile < tiles; ++tile) start[tile + 1] += start[tile];
+  const int index_chunks = chunks_of(context.count);
+  runtime.parallel_for(index_chunks, slot_task, &call);
+  uint32_t first_slot = 0;
+  for (int chunk = 0; chunk < index_chunks; ++chunk) {
+    const uint32_t count = context.chunk_slot[chunk];
+    context.chunk_slot[chunk] = first_slot;
+    first_slot += count;
+  }
   context.pair_count = total;
   order_tiles(context, static_cast<int>(tiles));
   // Where each chunk's part of each tile's list begins.

@@ -23,10 +23,7 @@ struct alignas(64) Drawn {  // one splat as the pixels see it
   float lo;                 // log2 of the opacity (compensated where antialiased)
   float red, green, blue, depth;
   float half_width, half_height;  // of the box round the alpha >= 1/255 ellipse, px
-  uint32_t rank;                  // front to back; this and the following are set by bin_task
-  uint32_t first_slot;            // its gradient slots, one a tile: from here, counted within its chunk of ranks ...
-  uint32_t slot_count;            // ... so many
-  uint32_t unused;
+  float unused[4];
 };
 
 struct alignas(64) Pair {  // a splat in a tile: all that compositing reads, in the order it reads it
@@ -39,16 +36,23 @@ struct alignas(64) Pair {  // a splat in a tile: all that compositing reads, in 
 };
 static_assert(sizeof(Drawn) == 64 && sizeof(Pair) == 64, "one cache line each");
 
+struct SlotRange {  // a splat's gradient slots, one for each tile it meets
+  uint32_t first;   // counted from its chunk's first
+  uint32_t count;
+};
+
+// Bits of Context::shown.
+constexpr uint8_t kShown = 1, kRed = 2, kGreen = 4, kBlue = 8;  // drawn at all; the colour not clamped at 0
+
 struct Entry {  // a splat meets a tile
   uint64_t mask;
   uint32_t tile;
-  uint32_t rank;
+  uint32_t unused;
 };
 
 struct Chunk {  // of splats in depth order, during binning
   Buffer<Entry> entries;
   uint32_t entry_count;
-  uint32_t first_slot;
   bool out_of_memory;
 };
 
@@ -64,7 +68,9 @@ enum Stage { kProject, kSort, kBin, kComposite, kBackwardComposite, kBackwardPro
 #endif
 struct Context {
   Buffer<Drawn> projected;       // by splat index; only those drawn are written
-  Buffer<uint8_t> visible;       // by splat index: drawn or not
+  Buffer<uint8_t> shown;         // by splat index: bits as above
+  Buffer<SlotRange> slot_range;  // by splat index, where shown
+  Buffer<uint32_t> chunk_slot;   // by chunk of splat indices: their first slot
   Buffer<int32_t> chunk_visible; // by chunk of splat indices: how many are drawn, then where they start
   Buffer<uint32_t> keys, keys_other, order, order_other;
   Buffer<uint32_t> histograms;
@@ -75,7 +81,7 @@ struct Context {
   Buffer<uint32_t> tile_start;   // tiles + 1
   Buffer<uint32_t> tile_order;   // the fullest first, so that no thread ends alone with one
   Buffer<Pair> pairs;            // by tile, then front to back
-  Buffer<float> slots;           // by rank, then tile
+  Buffer<float> slots;           // by splat index, then tile
   Buffer<double> partial;        // per chunk or per tile sums
   Buffer<float> tangents;        // by rank, for the pose
   int32_t count = 0, drawn_count = 0, tiles_x = 0, tiles_y = 0, chunk_count = 0;

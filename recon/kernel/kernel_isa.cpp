@@ -52,7 +52,8 @@ int32_t forward(Context* context, const Runtime* runtime, const SplatInput* spla
   if (context->tiles_x > 4096) return 2;
   const int chunks = chunks_of(splats->count);
   const size_t n = static_cast<size_t>(splats->count) + 1;
-  if (!context->projected.reserve(n) || !context->visible.reserve(n) || !context->chunk_visible.reserve(chunks + 1) ||
+  if (!context->projected.reserve(n) || !context->shown.reserve(n) || !context->chunk_visible.reserve(chunks + 1) ||
+      !context->slot_range.reserve(n) || !context->chunk_slot.reserve(chunks + 1) ||
       !context->keys.reserve(n) || !context->keys_other.reserve(n) || !context->order.reserve(n) ||
       !context->order_other.reserve(n) || !context->drawn.reserve(n))
     return 1;
@@ -132,7 +133,7 @@ Context* create() {
 void destroy(Context* context) {
   if (context == nullptr) return;
   for (size_t chunk = 0; chunk < context->chunk_capacity; ++chunk) context->chunks[chunk].entries.release();
-  context->projected.release(), context->visible.release(), context->chunk_visible.release();
+  context->projected.release(), context->shown.release(), context->slot_range.release(), context->chunk_slot.release(), context->chunk_visible.release();
   context->keys.release(), context->keys_other.release(), context->order.release(), context->order_other.release();
   context->histograms.release(), context->drawn.release(), context->chunks.release(), context->chunk_tile.release();
   context->tile_start.release(), context->tile_order.release(), context->pairs.release(), context->slots.release();

@@ -190,7 +190,7 @@ void project_task(void* argument, int32_t chunk) {
     const LaneMask down = both(greater(my + half_height, half_px), greater(low_edge, my - half_height));
     const LaneMask shown = both(both(p.drawable, greater(reach, zero)), both(across, down));
     const uint32_t drawn = bits(shown) & (0xffffu >> (16 - count));
-    for (int lane = 0; lane < count; ++lane) context.visible[start + lane] = (drawn >> lane) & 1;
+    for (int lane = 0; lane < count; ++lane) context.shown[start + lane] = (drawn >> lane) & 1 ? kShown : 0;
     if (drawn == 0) continue;
     alignas(64) float field[10][16], colour[3][16];
     const Whitening white = whiten(p);
@@ -212,6 +212,8 @@ void project_task(void* argument, int32_t chunk) {
         d.red = given[0], d.green = given[1], d.blue = given[2];
       } else {
         d.red = colour[0][lane], d.green = colour[1][lane], d.blue = colour[2][lane];
+        context.shown[i] = static_cast<uint8_t>(kShown | (d.red > 0.0f ? kRed : 0) | (d.green > 0.0f ? kGreen : 0) |
+                                                (d.blue > 0.0f ? kBlue : 0));
       }
       memcpy(&context.keys_other[first + found], &d.depth, sizeof(uint32_t));
       context.order_other[first + found] = static_cast<uint32_t>(i);
