@@ -27,7 +27,7 @@ void backward_tile(const Call& call, int tile) {
   BackwardState state[64];
   const Lanes zero = set(0.0f), one = set(1.0f);
   uint64_t alive = 0;
-  for (uint32_t at = begin; at < end; ++at) alive |= context.pairs[at].mask;
+  for (uint32_t at = begin; at < end; ++at) alive |= context.pairs[at]->mask;
   alive &= blocks_in_image(camera, tile_x, tile_y);
   for (uint64_t blocks = alive; blocks != 0; blocks &= blocks - 1) {
     const int block = __builtin_ctzll(blocks);
@@ -62,8 +62,9 @@ void backward_tile(const Call& call, int tile) {
   const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
   const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), stop = set(kStop);
   for (uint32_t at = begin; at < end; ++at) {
-    if (at + 6 < end) __builtin_prefetch(&context.slots[static_cast<size_t>(context.pairs[at + 6].slot) * kSlot], 1);
-    const Pair& pair = context.pairs[at];
+    if (at + 3 < end) __builtin_prefetch(&context.slots[static_cast<size_t>(context.pairs[at + 3]->slot) * kSlot], 1);
+    if (at + kAhead < end) __builtin_prefetch(context.pairs[at + kAhead]);
+    const Pair& pair = *context.pairs[at];
     float* slot = &context.slots[static_cast<size_t>(pair.slot) * kSlot];
     uint64_t blocks = pair.mask & alive;
     if (blocks == 0) {

@@ -6,6 +6,11 @@
 
 namespace {
 
+inline void write_pair(const Drawn& d, uint64_t mask, uint32_t tile, uint32_t rank, Pair& to) {
+  memcpy(&to, &d, 10 * sizeof(float));  // mx to depth
+  to.mask = mask, to.tile = tile, to.rank = rank;
+}
+
 void bin_task(void* argument, int32_t index) {
   const Call& call = *static_cast<Call*>(argument);
   Context& context = *call.context;
@@ -13,14 +18,14 @@ void bin_task(void* argument, int32_t index) {
   const int tiles = context.tiles_x * context.tiles_y;
   uint32_t* tile_count = &context.chunk_tile[static_cast<size_t>(index) * tiles];
   memset(tile_count, 0, sizeof(uint32_t) * tiles);
-  chunk.entry_count = 0;
+  chunk.pair_count = 0;
   chunk.out_of_memory = false;
   const int first = index * kSplatChunk, last = smaller(first + kSplatChunk, context.drawn_count);
-  if (!chunk.entries.reserve(4 * kSplatChunk)) {
+  if (!chunk.pairs.reserve(4 * kSplatChunk)) {
     chunk.out_of_memory = true;
     return;
   }
-  uint32_t entry_count = 0;  // not the chunk's own: its neighbours in memory belong to other threads
+  uint32_t pair_count = 0;  // not the chunk's own: its neighbours in memory belong to other threads
   constexpr float kSlack = 0.01f;  // px; covers rounding, an extra block costs time only
   const float width = static_cast<float>(call.camera->width), height = static_cast<float>(call.camera->height);
   const Lanes zero = set(0.0f), none_low = set(8.0f), none_high = set(-1.0f), quarter = set(0.25f);
@@ -30,15 +35,14 @@ void bin_task(void* argument, int32_t index) {
       __builtin_prefetch(&context.slot_range[context.order[rank + 8]], 1);
     }
     const Drawn d = context.projected[context.order[rank]];
-    context.drawn[rank] = d;
-    const uint32_t before = entry_count;
+    const uint32_t before = pair_count;
     // In tiles, rounded outwards, within the image.
     const int tile_left = static_cast<int>(larger(0.0f, d.mx - d.half_width - kSlack)) / kTile;
     const int tile_right = static_cast<int>(smaller(width - 1.0f, d.mx + d.half_width + kSlack)) / kTile;
     const int tile_top = static_cast<int>(larger(0.0f, d.my - d.half_height - kSlack)) / kTile;
     const int tile_low = static_cast<int>(smaller(height - 1.0f, d.my + d.half_height + kSlack)) / kTile;
     const size_t most = static_cast<size_t>(tile_right - tile_left + 1) * (tile_low - tile_top + 2) + 2;
-    if (!chunk.entries.reserve(entry_count + most, entry_count)) {
+    if (!chunk.pairs.reserve(pair_count + most, pair_count)) {
       chunk.out_of_memory = true;
       return;
     }
@@ -70,21 +74,21 @@ void bin_task(void* argument, int32_t index) {
         const Lanes shift = set(-static_cast<float>(t * kBlocksAcross));
         row_masks(pick(met, low + shift, none_low), pick(met, high + shift, none_high), masks);
         const uint32_t tile = static_cast<uint32_t>(tile_y * context.tiles_x + t);
-        // Without branches, which would be guessed wrong half of the time: an empty entry is written over.
+        // Without branches, which would be guessed wrong half of the time: an empty pair is written over.
         if (!second) masks[1] = 0;
         const uint32_t below = tile + (second ? static_cast<uint32_t>(context.tiles_x) : 0u);
-        Entry* to = &chunk.entries[entry_count];
-        to[0] = {masks[0], tile, 0};
+        Pair* to = &chunk.pairs[pair_count];
+        write_pair(d, masks[0], tile, static_cast<uint32_t>(rank), *to);
         to += masks[0] != 0;
-        to[0] = {masks[1], below, 0};
+        write_pair(d, masks[1], below, static_cast<uint32_t>(rank), *to);
         tile_count[tile] += masks[0] != 0;
         tile_count[below] += masks[1] != 0;
-        entry_count += (masks[0] != 0) + (masks[1] != 0);
+        pair_count += (masks[0] != 0) + (masks[1] != 0);
       }
     }
-    context.slot_range[context.order[rank]].count = entry_count - before;
+    context.slot_range[context.order[rank]].count = pair_count - before;
   }
-  chunk.entry_count = entry_count;
+  chunk.pair_count = pair_count;
 }
 
 // Gradient slots in the order of the splats, so that reading them and writing the gradients both run straight on.
@@ -100,25 +104,23 @@ void slot_task(void* argument, int32_t chunk) {
   context.chunk_slot[chunk] = total;
 }
 
+// The lists hold pointers: copying the pairs into the order of the tiles costs more than reading them out of order does.
 void place_task(void* argument, int32_t index) {
   Context& context = *static_cast<Call*>(argument)->context;
-  const Chunk& chunk = context.chunks[index];
+  Chunk& chunk = context.chunks[index];
   const int tiles = context.tiles_x * context.tiles_y;
   uint32_t* cursor = &context.chunk_tile[static_cast<size_t>(index) * tiles];
   const int first = index * kSplatChunk, last = smaller(first + kSplatChunk, context.drawn_count);
-  uint32_t e = 0;
+  uint32_t at = 0;
   for (int rank = first; rank < last; ++rank) {
     if (rank + 16 < last) __builtin_prefetch(&context.slot_range[context.order[rank + 16]]);
     const uint32_t splat = context.order[rank];
     const SlotRange range = context.slot_range[splat];
     uint32_t slot = context.chunk_slot[splat / kSplatChunk] + range.first;
-    const Drawn& d = context.drawn[rank];
-    for (const uint32_t end = e + range.count; e < end; ++e) {
-      Pair& pair = context.pairs[cursor[chunk.entries[e].tile]++];
-      memcpy(&pair, &d, 10 * sizeof(float));  // mx to depth
-      pair.mask = chunk.entries[e].mask;
+    for (const uint32_t end = at + range.count; at < end; ++at) {
+      Pair& pair = chunk.pairs[at];
       pair.slot = slot++;
-      pair.rank = static_cast<uint32_t>(rank);
+      context.pairs[cursor[pair.tile]++] = &pair;
     }
   }
 }
@@ -147,8 +149,8 @@ bool bin_splats(Call& call, const Runtime& runtime) {
   context.chunk_count = static_cast<int32_t>(chunks);
   if (!context.chunks.reserve(chunks, context.chunk_capacity)) return false;
   for (; context.chunk_capacity < chunks; ++context.chunk_capacity) {
-    context.chunks[context.chunk_capacity].entries.data = nullptr;
-    context.chunks[context.chunk_capacity].entries.capacity = 0;
+    context.chunks[context.chunk_capacity].pairs.data = nullptr;
+    context.chunks[context.chunk_capacity].pairs.capacity = 0;
   }
   if (!context.chunk_tile.reserve(chunks * tiles + 1) || !context.tile_start.reserve(tiles + 1) ||
       !context.tile_order.reserve(tiles))
@@ -159,7 +161,7 @@ bool bin_splats(Call& call, const Runtime& runtime) {
   uint32_t total = 0;
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
     if (context.chunks[chunk].out_of_memory) return false;
-    total += context.chunks[chunk].entry_count;
+    total += context.chunks[chunk].pair_count;
     const uint32_t* count = &context.chunk_tile[chunk * tiles];
     for (size_t tile = 0; tile < tiles; ++tile) start[tile + 1] += count[tile];
   }

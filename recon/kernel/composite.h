@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr uint32_t kAhead = 10;  // pairs fetched before they are needed
+
 struct BlockPlace {
   int x, y;      // first pixel
   bool inside;   // all 16 pixels are in the image
@@ -117,7 +119,8 @@ void composite_tile(const Call& call, int tile) {
   const Lanes zero = set(0.0f);
   const LaneMask all = greater(one, zero);
   for (uint32_t at = begin; at < end && alive != 0; ++at) {
-    const Pair& pair = context.pairs[at];
+    if (at + kAhead < end) __builtin_prefetch(context.pairs[at + kAhead]);
+    const Pair& pair = *context.pairs[at];
     uint64_t blocks = pair.mask & alive;
     for (uint64_t fresh = blocks & ~used; fresh != 0; fresh &= fresh - 1) {
       const int block = __builtin_ctzll(fresh);

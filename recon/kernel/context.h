@@ -26,13 +26,14 @@ struct alignas(64) Drawn {  // one splat as the pixels see it
   float unused[4];
 };
 
-struct alignas(64) Pair {  // a splat in a tile: all that compositing reads, in the order it reads it
+struct alignas(64) Pair {  // a splat in a tile: all that compositing reads
   float mx, my, along, slant, across, lo;
   float red, green, blue, depth;
   uint64_t mask;  // of the tile's 4x4 blocks that the alpha >= 1/255 ellipse meets
   uint32_t slot;  // where its gradient sums go
   uint32_t rank;  // of the splat, front to back
-  uint32_t unused[2];
+  uint32_t tile;
+  uint32_t unused;
 };
 static_assert(sizeof(Drawn) == 64 && sizeof(Pair) == 64, "one cache line each");
 
@@ -44,15 +45,9 @@ struct SlotRange {  // a splat's gradient slots, one for each tile it meets
 // Bits of Context::shown.
 constexpr uint8_t kShown = 1, kRed = 2, kGreen = 4, kBlue = 8;  // drawn at all; the colour not clamped at 0
 
-struct Entry {  // a splat meets a tile
-  uint64_t mask;
-  uint32_t tile;
-  uint32_t unused;
-};
-
-struct Chunk {  // of splats in depth order, during binning
-  Buffer<Entry> entries;
-  uint32_t entry_count;
+struct Chunk {  // of splats in depth order
+  Buffer<Pair> pairs;
+  uint32_t pair_count;
   bool out_of_memory;
 };
 
@@ -74,13 +69,12 @@ struct Context {
   Buffer<int32_t> chunk_visible; // by chunk of splat indices: how many are drawn, then where they start
   Buffer<uint32_t> keys, keys_other, order, order_other;
   Buffer<uint32_t> histograms;
-  Buffer<Drawn> drawn;           // by rank (front to back)
-  Buffer<Chunk> chunks;          // of ranks
+  Buffer<Chunk> chunks;          // of ranks (front to back)
   size_t chunk_capacity = 0;
   Buffer<uint32_t> chunk_tile;   // chunk x tile: entries, then where they start in the tile's list
   Buffer<uint32_t> tile_start;   // tiles + 1
   Buffer<uint32_t> tile_order;   // the fullest first, so that no thread ends alone with one
-  Buffer<Pair> pairs;            // by tile, then front to back
+  Buffer<Pair*> pairs;           // by tile, then front to back; they lie in the chunks
   Buffer<float> slots;           // by splat index, then tile
   Buffer<double> partial;        // per chunk or per tile sums
   Buffer<float> tangents;        // by rank, for the pose

@@ -55,7 +55,7 @@ int32_t forward(Context* context, const Runtime* runtime, const SplatInput* spla
   if (!context->projected.reserve(n) || !context->shown.reserve(n) || !context->chunk_visible.reserve(chunks + 1) ||
       !context->slot_range.reserve(n) || !context->chunk_slot.reserve(chunks + 1) ||
       !context->keys.reserve(n) || !context->keys_other.reserve(n) || !context->order.reserve(n) ||
-      !context->order_other.reserve(n) || !context->drawn.reserve(n))
+      !context->order_other.reserve(n))
     return 1;
   Call call{};
   call.context = context, call.splats = splats, call.camera = camera, call.background = background;
@@ -132,10 +132,10 @@ Context* create() {
 
 void destroy(Context* context) {
   if (context == nullptr) return;
-  for (size_t chunk = 0; chunk < context->chunk_capacity; ++chunk) context->chunks[chunk].entries.release();
+  for (size_t chunk = 0; chunk < context->chunk_capacity; ++chunk) context->chunks[chunk].pairs.release();
   context->projected.release(), context->shown.release(), context->slot_range.release(), context->chunk_slot.release(), context->chunk_visible.release();
   context->keys.release(), context->keys_other.release(), context->order.release(), context->order_other.release();
-  context->histograms.release(), context->drawn.release(), context->chunks.release(), context->chunk_tile.release();
+  context->histograms.release(), context->chunks.release(), context->chunk_tile.release();
   context->tile_start.release(), context->tile_order.release(), context->pairs.release(), context->slots.release();
   context->partial.release(), context->tangents.release();
   free(context);
@@ -146,7 +146,7 @@ void statistics(const Context* context, ViewStatistics* out) {
   out->pairs = context->pair_count;
   out->block_operations = 0;
   for (int64_t pair = 0; pair < context->pair_count; ++pair)
-    out->block_operations += __builtin_popcountll(context->pairs[pair].mask);
+    out->block_operations += __builtin_popcountll(context->pairs[pair]->mask);
   for (int stage = 0; stage < kStages; ++stage) out->stage_ms[stage] = context->stage_ms[stage];
 }
 

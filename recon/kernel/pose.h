@@ -49,11 +49,10 @@ void tangent_task(void* argument, int32_t chunk_index) {
       d = direction_to(p, call.camera_centre);
       Lanes by_x[16], by_y[16], by_z[16];
       harmonics_derivative(splats.sh_degree, d.x, d.y, d.z, by_x, by_y, by_z);
-      alignas(64) float shown[3][16] = {{0}};
-      for (int lane = 0; lane < count; ++lane) {
-        const Drawn& drawn = context.drawn[start + lane];
-        shown[0][lane] = drawn.red, shown[1][lane] = drawn.green, shown[2][lane] = drawn.blue;
-      }
+      alignas(64) float bright[3][16];
+      for (int lane = 0; lane < 16; ++lane)
+        for (int channel = 0; channel < 3; ++channel)
+          bright[channel][lane] = (context.shown[index[lane]] >> (1 + channel)) & 1;
       for (int channel = 0; channel < 3; ++channel) {
         Lanes total[3] = {zero, zero, zero};
         for (int k = 1; k < terms; ++k) {
@@ -62,7 +61,7 @@ void tangent_task(void* argument, int32_t chunk_index) {
           total[1] = mul_add(by_y[k], sh, total[1]);
           total[2] = mul_add(by_z[k], sh, total[2]);
         }
-        const LaneMask free = greater(load(shown[channel]), zero);  // not clamped at 0
+        const LaneMask free = greater(load(bright[channel]), zero);  // not clamped at 0
         for (int axis = 0; axis < 3; ++axis) slope[channel][axis] = keep(free, total[axis]);
       }
     }
@@ -167,10 +166,11 @@ void pose_tile(const Call& call, int tile, double* sums) {
   const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), stop = set(kStop);
   for (uint32_t at = begin; at < end && alive != 0; ++at) {
     if (at + 4 < end) {
-      const float* ahead = &context.tangents[static_cast<size_t>(context.pairs[at + 4].rank) * kTangent];
+      const float* ahead = &context.tangents[static_cast<size_t>(context.pairs[at + 4]->rank) * kTangent];
       for (int line = 0; line < 4; ++line) __builtin_prefetch(ahead + 16 * line);
     }
-    const Pair& pair = context.pairs[at];
+    if (at + kAhead < end) __builtin_prefetch(context.pairs[at + kAhead]);
+    const Pair& pair = *context.pairs[at];
     uint64_t blocks = pair.mask & alive;
     if (blocks == 0) continue;
     const float* tangent = &context.tangents[static_cast<size_t>(pair.rank) * kTangent];
