@@ -26,9 +26,7 @@ void backward_tile(const Call& call, int tile) {
   const size_t plane = static_cast<size_t>(camera.width) * camera.height;
   BackwardState state[64];
   const Lanes zero = set(0.0f), one = set(1.0f);
-  uint64_t alive = 0;
-  for (uint32_t at = begin; at < end; ++at) alive |= context.pairs[at]->mask;
-  alive &= blocks_in_image(camera, tile_x, tile_y);
+  uint64_t alive = context.tile_blocks[tile];
   for (uint64_t blocks = alive; blocks != 0; blocks &= blocks - 1) {
     const int block = __builtin_ctzll(blocks);
     const BlockPlace place = block_place(camera, tile_x, tile_y, block);

@@ -153,7 +153,7 @@ bool bin_splats(Call& call, const Runtime& runtime) {
     context.chunks[context.chunk_capacity].pairs.capacity = 0;
   }
   if (!context.chunk_tile.reserve(chunks * tiles + 1) || !context.tile_start.reserve(tiles + 1) ||
-      !context.tile_order.reserve(tiles))
+      !context.tile_order.reserve(tiles) || !context.tile_blocks.reserve(tiles))
     return false;
   runtime.parallel_for(context.chunk_count, bin_task, &call);
   uint32_t* start = context.tile_start.data;  // first the count of each tile, one further on

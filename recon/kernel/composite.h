@@ -156,6 +156,7 @@ void composite_tile(const Call& call, int tile) {
       store(b.through, next);
     }
   }
+  context.tile_blocks.data[tile] = used;
   alignas(64) float out[16];
   for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
     const int block = __builtin_ctzll(blocks);

@@ -73,6 +73,7 @@ struct Context {
   size_t chunk_capacity = 0;
   Buffer<uint32_t> chunk_tile;   // chunk x tile: entries, then where they start in the tile's list
   Buffer<uint32_t> tile_start;   // tiles + 1
+  Buffer<uint64_t> tile_blocks;  // of each tile: those that compositing touched
   Buffer<uint32_t> tile_order;   // the fullest first, so that no thread ends alone with one
   Buffer<Pair*> pairs;           // by tile, then front to back; they lie in the chunks
   Buffer<float> slots;           // by splat index, then tile
