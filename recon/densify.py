@@ -6,6 +6,7 @@ and never passes a budget, which is what a CPU needs.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
 
@@ -14,27 +15,45 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from recon.gaussians import FIELD_NAMES, Gaussians, rotation_matrices
+from recon.kernel.library import AdamField, AdamRule, check, library
 
 SPLIT_SHRINK = 1.6  # a split splat's halves are this much smaller
+
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-15
+
+
+@dataclass
+class _Moments:
+    """Adam's running means of one field's gradient and of its square."""
+
+    mean: Tensor
+    square: Tensor
+
+    @classmethod
+    def zero(cls, like: Tensor) -> _Moments:
+        return cls(torch.zeros_like(like), torch.zeros_like(like))
 
 
 class SplatOptimizer:
     """Adam over the splats' parameters, and the edits that must change both together.
 
+    A splat that a view did not show (no gradient by its opacity) keeps its parameters and moments in that step: it is
+    as if it had one Adam of its own (Mallick et al. 2024, "Taming 3DGS"), and most of the memory is left alone.
     The first column of `sh` has a learning rate of its own, "sh_constant": what a view-dependent term learns in one
     photo is wrong in the others, so those terms must learn more slowly.
+    Source: Kingma and Ba 2015, algorithm 1. On the CPU in the kernel, elsewhere in torch; both by the same definition.
     """
 
     def __init__(self, gaussians: Gaussians, learning_rates: dict[str, float]) -> None:
         self.parameters = {
-            name: torch.nn.Parameter(tensor.clone()) for name, tensor in gaussians.tensors().items()
+            name: torch.nn.Parameter(tensor.clone().contiguous())
+            for name, tensor in gaussians.tensors().items()
         }
-        groups = [
-            {"params": [self.parameters[name]], "lr": learning_rates[name], "name": name}
-            for name in FIELD_NAMES
-        ]
-        self.constant_rate = learning_rates.get("sh_constant", learning_rates["sh"])
-        self.adam = torch.optim.Adam(groups, eps=1e-15, betas=(0.9, 0.999), fused=True)
+        self.moments = {name: _Moments.zero(value.data) for name, value in self.parameters.items()}
+        self.rates = dict(learning_rates)
+        self.steps = 0
 
     @property
     def gaussians(self) -> Gaussians:
@@ -45,20 +64,72 @@ class SplatOptimizer:
         return self.parameters["means"].shape[0]
 
     def set_learning_rate(self, name: str, value: float) -> None:
-        if name == "sh_constant":
-            self.constant_rate = value
-        for group in self.adam.param_groups:
-            if group["name"] == name:
-                group["lr"] = value
+        self.rates[name] = value
 
     def step(self) -> None:
-        constant = self.parameters["sh"].data[:, 0]  # a view: Adam changes it in place
-        before = constant.clone()
-        self.adam.step()
-        # Adam's step is proportional to its rate, so the constant's own rate is reached by scaling its step.
-        view_rate = next(group["lr"] for group in self.adam.param_groups if group["name"] == "sh")
-        constant.copy_(torch.lerp(before, constant, self.constant_rate / view_rate))
-        self.adam.zero_grad(set_to_none=True)
+        """Move every splat that has a gradient against it, and forget the gradients."""
+        self.steps += 1
+        if self.parameters["means"].device.type == "cpu" and self.parameters["means"].dtype == torch.float32:
+            self._step_in_kernel()
+        else:
+            self._step_in_torch()
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def _rate_columns(self, name: str) -> tuple[int, float, float]:
+        """How many columns of a row have the first rate, that rate, and the rate of the rest."""
+        rate = self.rates[name]
+        return (3, self.rates.get("sh_constant", rate), rate) if name == "sh" else (0, rate, rate)
+
+    def _step_in_kernel(self) -> None:
+        unbias = 1.0 / (1.0 - BETAS[0] ** self.steps)
+        gradients = {
+            name: parameter.grad.contiguous()
+            for name, parameter in self.parameters.items()
+            if parameter.grad is not None
+        }
+        fields = (AdamField * len(gradients))()
+        for field, (name, gradient) in zip(fields, gradients.items(), strict=True):
+            parameter, moments = self.parameters[name], self.moments[name]
+            first_width, first_rate, rate = self._rate_columns(name)
+            field.value, field.gradient = parameter.data_ptr(), gradient.data_ptr()
+            field.mean, field.square = moments.mean.data_ptr(), moments.square.data_ptr()
+            field.width = math.prod(parameter.shape[1:])
+            field.first_width, field.first_rate, field.rest_rate = first_width, first_rate * unbias, rate * unbias
+        rule = AdamRule(*BETAS, EPSILON, (1.0 - BETAS[1] ** self.steps) ** -0.5)
+        touched = gradients.get("logit_opacities")
+        check(
+            library().splatad_adam_step(
+                ctypes.byref(fields),
+                len(fields),
+                len(self),
+                None if touched is None else touched.data_ptr(),
+                ctypes.byref(rule),
+            )
+        )
+
+    @torch.no_grad()
+    def _step_in_torch(self) -> None:
+        touched = self.parameters["logit_opacities"].grad
+        for name, parameter in self.parameters.items():
+            if (gradient := parameter.grad) is None:
+                continue
+            moments = self.moments[name]
+            mean = torch.lerp(moments.mean, gradient, 1.0 - BETAS[0])
+            square = torch.lerp(moments.square, gradient * gradient, 1.0 - BETAS[1])
+            first_width, first_rate, rate = self._rate_columns(name)
+            rates = parameter.new_full(parameter.shape[1:], rate)
+            if first_width:
+                rates[0] = first_rate
+            unbiased = (square / (1.0 - BETAS[1] ** self.steps)).sqrt()
+            value = parameter - rates / (1.0 - BETAS[0] ** self.steps) * mean / (unbiased + EPSILON)
+            if touched is not None:
+                moves = (touched != 0).reshape((-1,) + (1,) * (parameter.dim() - 1))
+                value = torch.where(moves, value, parameter)
+                mean = torch.where(moves, mean, moments.mean)
+                square = torch.where(moves, square, moments.square)
+            parameter.copy_(value)
+            self.moments[name] = _Moments(mean, square)
 
     def keep(self, kept: Bool[Tensor, " n"]) -> None:
         """Drop all other splats."""
@@ -75,47 +146,40 @@ class SplatOptimizer:
     def assign(self, index: Int[Tensor, " m"], changed: dict[str, Tensor]) -> None:
         """Overwrite fields of the splats `index`; their Adam moments for those fields are forgotten."""
         for name, value in changed.items():
-            parameter = self.parameters[name]
-            parameter.data[index] = value
-            for key in ("exp_avg", "exp_avg_sq"):
-                if key in self.adam.state[parameter]:
-                    self.adam.state[parameter][key][index] = 0.0
+            self.parameters[name].data[index] = value
+            self.moments[name].mean[index] = 0.0
+            self.moments[name].square[index] = 0.0
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and moments by name, enough to go on exactly."""
-        tensors = {}
+        tensors = {"steps": torch.tensor(self.steps)}
         for name, parameter in self.parameters.items():
             tensors[f"{name}.value"] = parameter.detach().clone()
-            for key, value in self.adam.state[parameter].items():
-                tensors[f"{name}.{key}"] = value.clone()
+            tensors[f"{name}.mean"] = self.moments[name].mean.clone()
+            tensors[f"{name}.square"] = self.moments[name].square.clone()
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
-        for group in self.adam.param_groups:
-            name = group["name"]
-            parameter = torch.nn.Parameter(tensors[f"{name}.value"].clone())
-            self.adam.state.pop(group["params"][0], None)
-            group["params"] = [parameter]
-            self.parameters[name] = parameter
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if f"{name}.{key}" in tensors:
-                    self.adam.state[parameter][key] = tensors[f"{name}.{key}"].clone()
+        self.steps = int(tensors["steps"])
+        for name in FIELD_NAMES:
+            self.parameters[name] = torch.nn.Parameter(tensors[f"{name}.value"].clone())
+            self.moments[name] = _Moments(tensors[f"{name}.mean"].clone(), tensors[f"{name}.square"].clone())
 
     def _edit(self, kept: Int[Tensor, " k"], added: dict[str, Tensor]) -> None:
-        for group in self.adam.param_groups:
-            old = group["params"][0]
-            name = group["name"]
-            parts = [old.detach()[kept]] + ([added[name]] if added else [])
-            new = torch.nn.Parameter(torch.cat(parts).contiguous())
-            state = self.adam.state.pop(old, {})
-            if state:
-                for key in ("exp_avg", "exp_avg_sq"):
-                    zeros = [torch.zeros_like(added[name])] if added else []
-                    state[key] = torch.cat([state[key][kept], *zeros]).contiguous()
-                self.adam.state[new] = state
-            group["params"] = [new]
-            self.parameters[name] = new
+        for name in FIELD_NAMES:
+            old, moments = self.parameters[name].detach(), self.moments[name]
+            if added:
+                zeros = torch.zeros_like(added[name])
+                value = torch.cat([old[kept], added[name]])
+                moments = _Moments(
+                    torch.cat([moments.mean[kept], zeros]), torch.cat([moments.square[kept], zeros])
+                )
+            else:
+                value = old[kept]
+                moments = _Moments(moments.mean[kept], moments.square[kept])
+            self.parameters[name] = torch.nn.Parameter(value.contiguous())
+            self.moments[name] = moments
 
 
 @dataclass

@@ -557,7 +557,7 @@ def _identity(photos: Sequence[Photo], config: FitConfig) -> dict[str, object]:
         ]
         for p in photos
     ]
-    return json.loads(json.dumps({"version": 1, "config": settings, "photos": digest}))
+    return json.loads(json.dumps({"version": 2, "config": settings, "photos": digest}))
 
 
 def _save_checkpoint(

@@ -169,7 +169,7 @@ struct Startup {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int32_t splatad_abi_version() { return 2; }
+EXPORT int32_t splatad_abi_version() { return 3; }
 EXPORT const char* splatad_isa() { return table->name; }
 EXPORT int32_t splatad_threads() { return pool()->threads(); }
 EXPORT void splatad_set_threads(int32_t count) { pool()->set_threads(count); }
@@ -215,9 +215,12 @@ EXPORT int32_t splatad_ssim_moments(const float* target, int32_t width, int32_t 
   return table->ssim_moments(&runtime, target, width, height, mean, mean_square);
 }
 EXPORT int32_t splatad_l1_ssim(const float* render, const float* target, const float* mean, const float* mean_square,
-                               const float* weight, int32_t width, int32_t height, float ssim_share, float* scratch,
-                               double* loss, float* gradient) {
-  return table->l1_ssim(&runtime, render, target, mean, mean_square, weight, width, height, ssim_share, scratch, loss,
-                        gradient);
+                               const float* weight, int32_t width, int32_t height, float ssim_share, double* loss,
+                               float* gradient) {
+  return table->l1_ssim(&runtime, render, target, mean, mean_square, weight, width, height, ssim_share, loss, gradient);
+}
+EXPORT int32_t splatad_adam_step(const AdamField* fields, int32_t field_count, int32_t count, const float* touched,
+                                 const AdamRule* rule) {
+  return table->adam_step(&runtime, fields, field_count, count, touched, rule);
 }
 EXPORT void splatad_statistics(const Context* context, ViewStatistics* out) { table->statistics(context, out); }

@@ -52,6 +52,23 @@ struct PoseStep {            // input and output of one Gauss-Newton pass
   double moments[18];        // per channel: sum w, w c, w c c, w t, w c t, w t t (c render, t target) for gain and bias
 };
 
+constexpr int kAdamMostWidth = 64;
+
+struct AdamField {        // one parameter of all splats, row by row
+  float* value;
+  const float* gradient;
+  float* mean;            // running mean of the gradient
+  float* square;          // and of its square
+  int32_t width;          // floats in a row, at most kAdamMostWidth
+  int32_t first_width;    // columns with a rate of their own
+  float first_rate, rest_rate;  // learning rates, divided by the bias correction of the mean
+};
+
+struct AdamRule {
+  float beta_1, beta_2, epsilon;
+  float unbias_root;  // 1 / sqrt of the bias correction of the square
+};
+
 struct ViewStatistics {
   int64_t drawn;             // splats
   int64_t pairs;             // of splat and tile
@@ -87,9 +104,12 @@ struct KernelTable {
   int32_t (*ssim_moments)(const Runtime*, const float* target, int32_t width, int32_t height, float* mean,
                           float* mean_square);
   // loss[0] = mean weighted |render - target|, loss[1] = mean weighted SSIM; gradient (may be null) of
-  // (1 - ssim_share) * loss[0] + ssim_share * (1 - loss[1]). scratch: 18 x height x width.
+  // (1 - ssim_share) * loss[0] + ssim_share * (1 - loss[1]).
   int32_t (*l1_ssim)(const Runtime*, const float* render, const float* target, const float* mean,
                      const float* mean_square, const float* weight, int32_t width, int32_t height, float ssim_share,
-                     float* scratch, double* loss, float* gradient);
+                     double* loss, float* gradient);
+  // Rows whose `touched` is 0 stay as they are, moments too; null: all rows move. Returns 3 for a row too wide.
+  int32_t (*adam_step)(const Runtime*, const AdamField* fields, int32_t field_count, int32_t count,
+                       const float* touched, const AdamRule*);
   void (*statistics)(const Context*, ViewStatistics*);
 };

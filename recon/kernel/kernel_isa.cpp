@@ -9,6 +9,7 @@
 // instruction sets.
 #include <time.h>
 
+#include "adam.h"
 #include "backward.h"
 #include "bin.h"
 #include "composite.h"
@@ -150,8 +151,8 @@ void statistics(const Context* context, ViewStatistics* out) {
   for (int stage = 0; stage < kStages; ++stage) out->stage_ms[stage] = context->stage_ms[stage];
 }
 
-const KernelTable kernel_table{SPLATAD_TEXT(SPLATAD_ISA), create, destroy,      forward, backward,
-                               pose_step,                 ssim_moments, l1_ssim, statistics};
+const KernelTable kernel_table{SPLATAD_TEXT(SPLATAD_ISA), create,       destroy, forward,   backward,
+                               pose_step,                 ssim_moments, l1_ssim, adam_step, statistics};
 
 }  // namespace
 

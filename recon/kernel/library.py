@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from prepare.errors import MissingPartError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 InstructionSet = Literal["auto", "base", "v3", "v4"]
 
 
@@ -86,6 +86,32 @@ class PoseStep(ctypes.Structure):
     )
 
 
+class AdamField(ctypes.Structure):
+    """Mirrors `AdamField` of kernel.h: one parameter of all splats."""
+
+    _fields_ = (
+        ("value", c_void_p),
+        ("gradient", c_void_p),
+        ("mean", c_void_p),
+        ("square", c_void_p),
+        ("width", c_int32),
+        ("first_width", c_int32),
+        ("first_rate", c_float),
+        ("rest_rate", c_float),
+    )
+
+
+class AdamRule(ctypes.Structure):
+    """Mirrors `AdamRule` of kernel.h."""
+
+    _fields_ = (
+        ("beta_1", c_float),
+        ("beta_2", c_float),
+        ("epsilon", c_float),
+        ("unbias_root", c_float),
+    )
+
+
 STAGES = ("project", "sort", "bin", "composite", "backward_composite", "backward_project")
 
 
@@ -141,7 +167,8 @@ def library() -> ctypes.CDLL:
     loaded.splatad_pose_step.argtypes = [c_void_p] * 10
     loaded.splatad_ssim_moments.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
     pointers: list[Any] = [c_void_p] * 5
-    loaded.splatad_l1_ssim.argtypes = [*pointers, c_int32, c_int32, c_float, c_void_p, c_void_p, c_void_p]
+    loaded.splatad_l1_ssim.argtypes = [*pointers, c_int32, c_int32, c_float, c_void_p, c_void_p]
+    loaded.splatad_adam_step.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
     loaded.splatad_statistics.argtypes = [c_void_p, ctypes.POINTER(ViewStatistics)]
     wanted = os.environ.get("SPLATAD_ISA")
     if wanted and loaded.splatad_choose_isa(wanted.encode()) != 0:
@@ -205,5 +232,7 @@ def check(status: int) -> None:
     """
     if status == 1:
         raise MemoryError("the rasteriser ran out of memory; use fewer splats or a smaller image")
+    if status == 3:
+        raise ValueError("a field has more numbers a splat than the kernel's Adam takes")
     if status != 0:
         raise ValueError("the image is wider than the rasteriser's limit of 131072 px")

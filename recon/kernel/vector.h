@@ -21,6 +21,8 @@ using LaneMask = __mmask16;
 inline Lanes set(float x) { return {_mm512_set1_ps(x)}; }
 inline Lanes load(const float* p) { return {_mm512_load_ps(p)}; }
 inline void store(float* p, Lanes a) { _mm512_store_ps(p, a.v); }
+inline Lanes load_unaligned(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store_unaligned(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -100,6 +102,11 @@ inline Lanes load(const float* p) { return {_mm256_load_ps(p), _mm256_load_ps(p 
 inline void store(float* p, Lanes x) {
   _mm256_store_ps(p, x.a);
   _mm256_store_ps(p + 8, x.b);
+}
+inline Lanes load_unaligned(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store_unaligned(float* p, Lanes x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
 }
 inline Lanes operator+(Lanes x, Lanes y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 inline Lanes operator-(Lanes x, Lanes y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
@@ -224,6 +231,8 @@ inline Lanes load(const float* p) {
 inline void store(float* p, Lanes a) {
   SPLATAD_EACH std::memcpy(p + part * kNative, &a.v[part], sizeof(NativeFloat));
 }
+inline Lanes load_unaligned(const float* p) { return load(p); }
+inline void store_unaligned(float* p, Lanes a) { store(p, a); }
 inline Lanes operator+(Lanes a, Lanes b) {
   SPLATAD_EACH a.v[part] = a.v[part] + b.v[part];
   return a;
@@ -413,6 +422,96 @@ inline Lanes log2_lanes(Lanes a) {  // of positive normal numbers; absolute erro
   p = mul_add(p, ss, set(1.0f / 3.0f));
   p = mul_add(p, ss, set(1.0f));
   return mul_add(p * s, set(2.8853900817779268f), exponent);
+}
+
+// One register of floats, for work along image rows. + - * / are the compiler's own, on every lane.
+#if defined(__AVX512F__) && !defined(SPLATAD_PORTABLE)
+
+using Wide = __m512;
+constexpr int kWide = 16;
+inline Wide wide(float x) { return _mm512_set1_ps(x); }
+inline Wide load_wide(const float* p) { return _mm512_loadu_ps(p); }
+inline void store_wide(float* p, Wide x) { _mm512_storeu_ps(p, x); }
+inline Wide load_wide(const float* p, int count) {  // zero from lane `count` on, and no memory read there
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), p);
+}
+inline void store_wide(float* p, Wide x, int count) {  // the first `count` lanes
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), x);
+}
+inline Wide magnitude(Wide x) { return _mm512_abs_ps(x); }
+inline Wide sign(Wide x) {  // 1, 0 or -1
+  const __m512 zero = _mm512_setzero_ps();
+  const __m512 positive = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, zero, _CMP_GT_OQ), _mm512_set1_ps(1.0f));
+  return _mm512_mask_mov_ps(positive, _mm512_cmp_ps_mask(x, zero, _CMP_LT_OQ), _mm512_set1_ps(-1.0f));
+}
+// What lies k floats further on, p aligned. Out of aligned loads: one across cache lines takes two cycles.
+template <int k>
+inline Wide load_ahead(const float* p) {
+  const __m512i low = _mm512_load_si512(p), high = _mm512_load_si512(p + kWide);
+  return _mm512_castsi512_ps(_mm512_alignr_epi32(high, low, k));
+}
+
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(SPLATAD_PORTABLE)
+
+using Wide = __m256;
+constexpr int kWide = 8;
+inline __m256i first_lanes(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Wide wide(float x) { return _mm256_set1_ps(x); }
+inline Wide load_wide(const float* p) { return _mm256_loadu_ps(p); }
+inline void store_wide(float* p, Wide x) { _mm256_storeu_ps(p, x); }
+inline Wide load_wide(const float* p, int count) { return _mm256_maskload_ps(p, first_lanes(count)); }
+inline void store_wide(float* p, Wide x, int count) { _mm256_maskstore_ps(p, first_lanes(count), x); }
+inline Wide magnitude(Wide x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+inline Wide sign(Wide x) {
+  const __m256 zero = _mm256_setzero_ps(), one = _mm256_set1_ps(1.0f);
+  return _mm256_sub_ps(_mm256_and_ps(_mm256_cmp_ps(x, zero, _CMP_GT_OQ), one),
+                       _mm256_and_ps(_mm256_cmp_ps(x, zero, _CMP_LT_OQ), one));
+}
+template <int k>
+inline Wide load_ahead(const float* p) {
+  const Wide low = load_wide(p + k / 4 * 4);
+  if constexpr (k % 4 == 0) return low;
+  const __m256i high = _mm256_castps_si256(load_wide(p + k / 4 * 4 + 4));
+  return _mm256_castsi256_ps(_mm256_alignr_epi8(high, _mm256_castps_si256(low), k % 4 * 4));
+}
+
+#else
+
+typedef float Wide __attribute__((vector_size(16)));
+constexpr int kWide = 4;
+inline Wide wide(float x) { return Wide{x, x, x, x}; }
+inline Wide load_wide(const float* p) {
+  Wide x;
+  std::memcpy(&x, p, sizeof(x));
+  return x;
+}
+inline void store_wide(float* p, Wide x) { std::memcpy(p, &x, sizeof(x)); }
+inline Wide load_wide(const float* p, int count) {
+  Wide x{};
+  for (int lane = 0; lane < count; ++lane) x[lane] = p[lane];
+  return x;
+}
+inline void store_wide(float* p, Wide x, int count) {
+  for (int lane = 0; lane < count; ++lane) p[lane] = x[lane];
+}
+inline Wide magnitude(Wide x) { return x < 0.0f ? -x : x; }
+inline Wide sign(Wide x) {
+  const Wide one = wide(1.0f), zero = wide(0.0f);
+  return (x > zero ? one : zero) - (x < zero ? one : zero);
+}
+template <int k>
+inline Wide load_ahead(const float* p) {
+  return load_wide(p + k);
+}
+
+#endif
+
+inline float sum(Wide x) {
+  float total = 0.0f;
+  for (int lane = 0; lane < kWide; ++lane) total += x[lane];
+  return total;
 }
 
 }  // namespace

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from prepare.errors import MissingPartError
 from recon.densify import GradientTally, SplatOptimizer, grow, prunable
 from recon.gaussians import Gaussians, gaussians_from_points
+from recon.kernel.library import InstructionSet, choose_instruction_set
 
 RATES = {"means": 1e-2, "quats": 1e-2, "log_scales": 1e-2, "logit_opacities": 1e-2, "sh": 1e-2}
 
@@ -42,6 +44,54 @@ def test_the_constant_colour_moves_as_an_adam_of_its_own_rate_moves_it() -> None
     sh = optimizer.gaussians.sh
     assert torch.allclose(sh[:, 0], constant, atol=1e-5)
     assert torch.allclose(sh[:, 1:], rest, atol=1e-6)
+
+
+@pytest.mark.parametrize("instruction_set", ["base", "v3", "v4"])
+def test_a_step_in_the_kernel_is_adam_and_leaves_alone_what_has_no_gradient(
+    instruction_set: InstructionSet,
+) -> None:
+    try:
+        choose_instruction_set(instruction_set)
+    except MissingPartError as error:
+        pytest.skip(str(error))
+    try:
+        splats, rates = some_splats(5003), RATES | {"sh_constant": 5e-2, "means": 3e-3}
+        ours, definition = SplatOptimizer(splats, rates), SplatOptimizer(splats, rates)
+        seen_ever = torch.zeros(len(splats.means), dtype=torch.bool)
+        for seed in range(4):
+            generator = torch.Generator().manual_seed(seed)
+            seen = torch.rand(len(splats.means), generator=generator) < 0.4
+            seen_ever |= seen
+            for name, parameter in ours.parameters.items():
+                gradient = torch.randn(parameter.shape, generator=generator)
+                gradient[~seen] = 0.0
+                parameter.grad = gradient
+                definition.parameters[name].grad = gradient.clone()
+            definition.steps += 1
+            definition._step_in_torch()
+            ours.step()
+        for name, parameter in ours.parameters.items():
+            assert torch.allclose(parameter, definition.parameters[name], atol=5e-6, rtol=1e-5), name
+            assert torch.allclose(ours.moments[name].square, definition.moments[name].square, atol=1e-7)
+            assert torch.equal(parameter[~seen_ever], splats.tensors()[name][~seen_ever])
+            assert not torch.equal(parameter[seen_ever], splats.tensors()[name][seen_ever])
+    finally:
+        choose_instruction_set("auto")
+
+
+def test_with_all_splats_seen_a_step_is_torchs_own_adam() -> None:
+    ours = SplatOptimizer(some_splats(50), RATES)
+    leaves = {name: torch.nn.Parameter(tensor.clone()) for name, tensor in some_splats(50).tensors().items()}
+    oracle = torch.optim.Adam(leaves.values(), lr=1e-2, eps=1e-15)
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in ours.parameters.items():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            leaves[name].grad = parameter.grad.clone()
+        ours.step()
+        oracle.step()
+    for name, leaf in leaves.items():
+        assert torch.allclose(ours.parameters[name], leaf, atol=2e-6), name
 
 
 def test_dropping_splats_leaves_the_others_steps_as_they_were() -> None:

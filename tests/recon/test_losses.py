@@ -21,6 +21,8 @@ SIZES = [
     (1, 1),
     (1, 40),
 ]  # the last four: smaller than the window somewhere
+# The kernel takes strips of at most 100 rows, ten rows at a time, in registers of 4, 8 or 16 columns.
+STRIPS = [(99, 1), (100, 15), (101, 16), (104, 17), (106, 33), (111, 33), (201, 17), (205, 1)]
 
 
 def _pair(height: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +58,7 @@ def _each_instruction_set(request: pytest.FixtureRequest):
 
 @pytest.mark.usefixtures("_each_instruction_set")
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", SIZES + STRIPS, ids=str)
 def test_the_fused_loss_and_its_gradient_are_those_of_the_definition_in_float64(
     size: tuple[int, int], weighted: bool
 ) -> None:
@@ -72,6 +74,33 @@ def test_the_fused_loss_and_its_gradient_are_those_of_the_definition_in_float64(
         assert float(loss) == pytest.approx(float(truth), rel=1e-5, abs=1e-6)
         # Variances are differences of rounded means: the gradient keeps five digits, not seven.
         assert float((gradient - slope).norm() / slope.norm()) < 2e-5, share
+
+
+@pytest.mark.usefixtures("_each_instruction_set")
+def test_every_width_up_to_three_registers_and_every_height_up_to_three_blocks_is_blurred_alike() -> None:
+    sizes = [(7, width) for width in range(1, 50)] + [(height, 5) for height in range(1, 32)]
+    for size in sizes:
+        render, photo, weight = _pair(*size)
+        rgb = render.clone().requires_grad_()
+        target = make_target(photo, weight)
+        (slope,) = torch.autograd.grad(photometric_loss_reference(rgb, target, 1.0), rgb)
+        narrow = make_target(photo.float(), weight.float())
+        for moment in ("mean", "mean_square"):
+            torch.testing.assert_close(
+                getattr(narrow, moment).double(), getattr(target, moment), rtol=1e-6, atol=1e-6, msg=str(size)
+            )
+        _, gradient = _value_and_gradient(render.float(), photo.float(), weight.float(), 1.0)
+        assert float((gradient - slope).norm() / slope.norm()) < 2e-5, size
+
+
+@pytest.mark.usefixtures("_each_instruction_set")
+@pytest.mark.parametrize("size", [(37, 53), (211, 18)], ids=str)
+def test_the_loss_is_the_same_where_no_gradient_is_wanted(size: tuple[int, int]) -> None:
+    render, photo, weight = (t.float() for t in _pair(*size))
+    for weighted in (None, weight):
+        loss, _ = _value_and_gradient(render, photo, weighted, 0.2)
+        alone = photometric_loss(render, make_target(photo, weighted), 0.2)
+        assert float(alone) == pytest.approx(float(loss), rel=1e-6)
 
 
 def test_the_definition_is_differentiated_as_central_differences_say() -> None:
@@ -137,16 +166,19 @@ def test_the_gradient_is_scaled_by_what_comes_after_the_loss() -> None:
     torch.testing.assert_close(rgb.grad, 3.0 * gradient)
 
 
-def test_threads_do_not_change_a_bit() -> None:
-    render, photo, weight = (t.float() for t in _pair(70, 61))
+@pytest.mark.usefixtures("_each_instruction_set")
+@pytest.mark.parametrize("size", [(70, 61), (211, 33)], ids=str)
+def test_threads_do_not_change_a_bit(size: tuple[int, int]) -> None:
+    render, photo, weight = (t.float() for t in _pair(*size))
     results = []
     for threads in (1, 2, 3):
         set_threads(threads)
-        results.append(_value_and_gradient(render, photo, weight, 0.2))
+        target = make_target(photo, weight)
+        loss, gradient = _value_and_gradient(render, photo, weight, 0.2)
+        results.append((loss, gradient, target.mean, target.mean_square))
     set_threads(2)
-    for loss, gradient in results[1:]:
-        assert torch.equal(loss, results[0][0])
-        assert torch.equal(gradient, results[0][1])
+    for result in results[1:]:
+        assert all(torch.equal(ours, first) for ours, first in zip(result, results[0], strict=True))
 
 
 def test_a_target_the_kernel_cannot_read_is_refused() -> None:
