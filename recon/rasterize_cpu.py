@@ -24,10 +24,12 @@ def rasterize_cpu(
     colours: Float[Tensor, "n rgb=3"] | None,
     options: RasterOptions,
     means2d_gradient: Float[Tensor, "n uv=2"] | None = None,
+    weights: Float[Tensor, " n"] | None = None,
 ) -> Render:
     """The view of `gaussians` from `camera`; float32 on the CPU only, the same bits for any number of threads.
 
-    `means2d_gradient` is filled, when backward runs, with dL/d(projected centre) in 1/px: what densification looks at.
+    `means2d_gradient` is filled, when backward runs, with dL/d(projected centre) in 1/px: what densification looks at;
+    `weights` with each splat's compositing weight summed over the pixels, in px: what it has to do with the picture.
     Source: Kerbl et al. 2023, with exact 4x4-pixel block culling; see docs/decisions/0003-cpu-kernel.md.
     """
     degree = gaussians.sh_degree if options.sh_degree is None else options.sh_degree
@@ -43,6 +45,7 @@ def rasterize_cpu(
         background,
         frame,
         means2d_gradient,
+        weights,
     )
     return Render(rgb=rgb.permute(1, 2, 0), alpha=alpha, depth=depth)
 
@@ -143,6 +146,7 @@ class _Rasterize(torch.autograd.Function):
         background: Tensor,
         view: View,
         means2d_gradient: Tensor | None,
+        weights: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         camera, options = view.camera, view.options
         check_shapes(means, quats, log_scales, logit_opacities, sh, colours, background)
@@ -172,7 +176,7 @@ class _Rasterize(torch.autograd.Function):
             means, quats, log_scales, logit_opacities, sh, colours, background, rgb, alpha, depth
         )
         ctx.splats, ctx.frame, ctx.context = splats, frame, context
-        ctx.means2d_gradient = means2d_gradient
+        ctx.means2d_gradient, ctx.weights = means2d_gradient, weights
         ctx.set_materialize_grads(False)
         return rgb, alpha, depth
 
@@ -192,7 +196,7 @@ class _Rasterize(torch.autograd.Function):
             for tensor, need in zip(inputs, needs[:6], strict=True)
         ]
         camera_rows = means.new_empty(3, 4) if needs[6] else None
-        out = SplatGradients(*map(_address, gradients), _address(camera_rows), _address(ctx.means2d_gradient))
+        out = SplatGradients(*map(_address, gradients), _address(camera_rows), _address(ctx.means2d_gradient), _address(ctx.weights))
         check(
             library().splatad_backward(
                 ctx.context.handle,
@@ -217,4 +221,4 @@ class _Rasterize(torch.autograd.Function):
         v_background = None
         if needs[7]:
             v_background = (v_rgb * (1.0 - alpha)).sum(dim=(1, 2))
-        return (*gradients, v_camera, v_background, None, None)
+        return (*gradients, v_camera, v_background, None, None, None)

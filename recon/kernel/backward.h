@@ -8,8 +8,8 @@
 namespace {
 
 // Slot layout: sums over the pixels of g, g p, g q, g p^2, g p q, g q^2 with g = dL/d(ln alpha) and p, q as in Drawn,
-// then of weight * v for red, green, blue, depth.
-enum Slot { kG, kGp, kGq, kGpp, kGpq, kGqq, kToRed, kToGreen, kToBlue, kToDepth };
+// then of weight * v for red, green, blue, depth, and of the weight alone.
+enum Slot { kG, kGp, kGq, kGpp, kGpq, kGqq, kToRed, kToGreen, kToBlue, kToDepth, kWeight, kSums };
 
 struct alignas(64) BackwardState {
   float through[16], behind[16], v_red[16], v_green[16], v_blue[16], v_depth[16];
@@ -72,7 +72,7 @@ void backward_tile(const Call& call, int tile) {
     PairLanes lanes;
     pair_lanes(pair, x0, y0, lanes);
     Lanes g0 = zero, gp = zero, gq = zero, gpp = zero, gpq = zero, gqq = zero;
-    Lanes to_red = zero, to_green = zero, to_blue = zero, to_depth = zero;
+    Lanes to_red = zero, to_green = zero, to_blue = zero, to_depth = zero, weights = zero;
     for (; blocks != 0; blocks &= blocks - 1) {
       const int block = __builtin_ctzll(blocks);
       BackwardState& b = state[block];
@@ -93,6 +93,7 @@ void backward_tile(const Call& call, int tile) {
         if (!any(open)) alive &= ~(1ull << block);
       }
       const Lanes vr = load(b.v_red), vg = load(b.v_green), vb = load(b.v_blue);
+      weights = weights + w;
       to_red = mul_add(w, vr, to_red);
       to_green = mul_add(w, vg, to_green);
       to_blue = mul_add(w, vb, to_blue);
@@ -118,7 +119,7 @@ void backward_tile(const Call& call, int tile) {
     }
     sum_four(g0, gp, gq, gpp, slot);
     sum_four(gpq, gqq, to_red, to_green, slot + 4);
-    sum_four(to_blue, to_depth, zero, zero, slot + 8);
+    sum_four(to_blue, to_depth, weights, zero, slot + 8);
   }
 }
 
@@ -149,6 +150,7 @@ void write_zeros(const SplatGradients& out, size_t first, size_t count, size_t s
   if (out.sh) memset(out.sh + sh_floats * first, 0, sh_floats * sizeof(float) * count);
   if (out.colours) memset(out.colours + 3 * first, 0, 3 * sizeof(float) * count);
   if (out.means2d) memset(out.means2d + 2 * first, 0, 2 * sizeof(float) * count);
+  if (out.weights) memset(out.weights + first, 0, sizeof(float) * count);
 }
 
 // Gradient of the loss by the unit direction, from that by the colour, of the splats named by `drawn`'s bits; and by
@@ -237,11 +239,11 @@ void backward_project_task(void* argument, int32_t chunk_index) {
       write_zeros(out, start, count, sh_floats);
       continue;
     }
-    alignas(64) float by_slot[10][16];
-    for (int k = 0; k < 10; ++k)
+    alignas(64) float by_slot[kSums][16];
+    for (int k = 0; k < kSums; ++k)
       for (int lane = 0; lane < 16; ++lane) by_slot[k][lane] = sums[lane][k];
-    Lanes s[10];
-    for (int k = 0; k < 10; ++k) s[k] = load(by_slot[k]);
+    Lanes s[kSums];
+    for (int k = 0; k < kSums; ++k) s[k] = load(by_slot[k]);
     Projection p;
     project_sixteen(splats, view, index, p);
     // What was not drawn has sums of zero, but zero times infinity is not a number: such lanes are set to zero below.
@@ -274,6 +276,7 @@ void backward_project_task(void* argument, int32_t chunk_index) {
     write_fields(out.logit_opacities, start, count, 1, &g_logit);
     const Lanes g_centre[2] = {keep(shown, g_mx), keep(shown, g_my)};
     write_fields(out.means2d, start, count, 2, g_centre);
+    write_fields(out.weights, start, count, 1, &s[kWeight]);
 
     // cov = half half^T: gradient by the 2x3 square root, then by its factors.
     Lanes g_turned[9], g_scale[3];

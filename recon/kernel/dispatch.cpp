@@ -169,7 +169,7 @@ struct Startup {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int32_t splatad_abi_version() { return 3; }
+EXPORT int32_t splatad_abi_version() { return 4; }
 EXPORT const char* splatad_isa() { return table->name; }
 EXPORT int32_t splatad_threads() { return pool()->threads(); }
 EXPORT void splatad_set_threads(int32_t count) { pool()->set_threads(count); }

@@ -37,6 +37,7 @@ struct SplatGradients {  // each may be null: then it is not written
   float* colours;
   float* world_to_cam;  // 12, rows of [R | t]
   float* means2d;       // n x 2, px: what densification looks at
+  float* weights;       // n: not a gradient but the sum over the pixels of the compositing weight
 };
 
 struct PoseStep {            // input and output of one Gauss-Newton pass

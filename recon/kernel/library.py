@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from prepare.errors import MissingPartError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 InstructionSet = Literal["auto", "base", "v3", "v4"]
 
 
@@ -65,6 +65,7 @@ class SplatGradients(ctypes.Structure):
         ("colours", c_void_p),
         ("world_to_cam", c_void_p),
         ("means2d", c_void_p),
+        ("weights", c_void_p),
     )
 
 
