@@ -95,7 +95,11 @@ class SplatOptimizer:
             field.value, field.gradient = parameter.data_ptr(), gradient.data_ptr()
             field.mean, field.square = moments.mean.data_ptr(), moments.square.data_ptr()
             field.width = math.prod(parameter.shape[1:])
-            field.first_width, field.first_rate, field.rest_rate = first_width, first_rate * unbias, rate * unbias
+            field.first_width, field.first_rate, field.rest_rate = (
+                first_width,
+                first_rate * unbias,
+                rate * unbias,
+            )
         rule = AdamRule(*BETAS, EPSILON, (1.0 - BETAS[1] ** self.steps) ** -0.5)
         touched = gradients.get("logit_opacities")
         check(
@@ -202,6 +206,41 @@ class GradientTally:
     @property
     def mean(self) -> Float[Tensor, " n"]:
         return self.pull / self.views.clamp_min(1)
+
+
+@dataclass
+class Coverage:
+    """How many pixels each splat colours in the photos, on average; kept over rounds of growth."""
+
+    pixels: Float[Tensor, " n"]  # compositing weight summed over pixels and steps
+    steps: Float[Tensor, " n"]  # since the splat was made or last judged
+
+    @classmethod
+    def empty(cls, count: int) -> Coverage:
+        return cls(torch.zeros(count), torch.zeros(count))
+
+    def add(self, weights: Float[Tensor, " n"]) -> None:
+        """Add one view's compositing weights, px."""
+        self.pixels += weights
+        self.steps += 1
+
+    def keep(self, kept: Bool[Tensor, " n"]) -> None:
+        """Drop all other splats."""
+        self.pixels, self.steps = self.pixels[kept], self.steps[kept]
+
+    def append(self, count: int) -> None:
+        """Make room for `count` new splats."""
+        self.pixels = torch.cat([self.pixels, torch.zeros(count)])
+        self.steps = torch.cat([self.steps, torch.zeros(count)])
+
+    def judge(self, least_px: float, views: int) -> Bool[Tensor, " n"]:
+        """Which splats colour fewer than `least_px` on average; only those that stood through `views` steps are judged,
+        since a part may show them in few photos, and their count begins anew."""
+        judged = self.steps >= views
+        idle = judged & (self.pixels < least_px * self.steps)
+        self.pixels[judged] = 0.0
+        self.steps[judged] = 0.0
+        return idle
 
 
 def grow(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.points import read_points
 from prepare.scene import Scene, View, ViewImage, load_view_image
-from recon.densify import GradientTally, SplatOptimizer, grow, prunable
+from recon.densify import Coverage, GradientTally, SplatOptimizer, grow, prunable
 from recon.gaussians import Gaussians, gaussians_from_points
 from recon.initial_points import (
     InitialPoints,
@@ -40,6 +41,12 @@ from recon.rasterize import RasterOptions, choose_backend, rasterize
 from recon.rasterize_cpu import rasterize_cpu
 
 CROP_MARGIN_PX = 14  # around the part; the SSIM window needs 5
+FINAL_SHARE = 1 / 3  # of min_cover_px that a splat must cover at the end: nothing can take its place any more
+CHECK_EVERY = 250  # steps between looks at the photos kept from the fit
+HELD_OUT_CHECKED = 12  # photos looked at
+FLAT_CHECKS = 4  # so many looks without a better one end the fit
+FLAT_DB = 0.03  # what counts as better
+COOL_SHARE = 0.1  # of the steps, for the rest of the decay
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,11 @@ class FitConfig:
     """Adam learning rate of the colour that does not depend on the view."""
     view_colour_rate: float = 4e-3
     """Adam learning rate of the view-dependent terms of the colour."""
+    min_cover_px: float = 0.15
+    """A splat that colours fewer pixels than this, averaged over the photos, makes room for others: what hardly any photo
+    shows costs time and floats into views that no photo is of. 0 keeps all."""
+    stop_early: bool = True
+    """Wind the learning rates down as soon as the photos kept from the fit stop getting better."""
     densify_every: int = 100
     """Steps between rounds of splitting and pruning."""
     densify_until: float = 0.5
@@ -93,7 +105,7 @@ class FitConfig:
 PRESETS: dict[str, FitConfig] = {
     "fast": FitConfig(steps=800, size_px=320, splats=30_000, initial_splats=12_000),
     "default": FitConfig(),
-    "best": FitConfig(steps=6000, splats=100_000),
+    "best": FitConfig(steps=6000, splats=120_000, initial_splats=40_000),
 }
 
 
@@ -135,6 +147,7 @@ class Fit:
     views: tuple[FittedView, ...]
     volume: Volume
     initial_source: str  # where the first splats came from
+    steps: int  # taken; fewer than asked for where the fit stopped early
     seconds: float
 
     def mean_psnr(self, *, held_out: bool, part: bool = False) -> float | None:
@@ -277,6 +290,8 @@ def _fit(
         )
         optimizer = SplatOptimizer(gaussians.to(device), rates)
         tally = GradientTally.empty(len(optimizer))
+        coverage = Coverage.empty(len(optimizer))
+        schedule = Schedule(config.steps)
         first_step = 0
         exposure = torch.zeros(len(photos), 2, 3, device=device)
         exposure_moments = torch.zeros(2, len(photos), 2, 3, device=device)
@@ -291,6 +306,8 @@ def _fit(
         optimizer = SplatOptimizer(like.to(device), rates)
         optimizer.load_state({name: tensor.to(device) for name, tensor in tensors.items()})
         tally = GradientTally(tensors["tally.pull"], tensors["tally.views"])
+        coverage = Coverage(tensors["coverage.pixels"], tensors["coverage.steps"])
+        schedule = Schedule.from_text(config.steps, str(meta["schedule"]))
         exposure = tensors["exposure"].to(device)
         exposure_moments = tensors["exposure_moments"].to(device)
 
@@ -307,19 +324,23 @@ def _fit(
     rounds = max(1, end_of_growth // config.densify_every)
     start_count = config.initial_splats if cloud is None else min(len(cloud.positions), config.splats)
 
-    for step in range(first_step, config.steps):
-        share = step / max(1, config.steps - 1)
+    kept_from_fit = [photos[i] for i in sorted(held_out)][:HELD_OUT_CHECKED]
+    step = first_step
+    while step < schedule.end:
+        share = schedule.share(step)
         for name, rate in rates.items():
             optimizer.set_learning_rate(name, rate * (0.01 if name == "means" else 0.1) ** share)
         index = fitted[_view_order(len(fitted), step, config.seed)]
         crop = crops[index]
         degree = min(config.sh_degree, int(share * 2.5 * (config.sh_degree + 1)))
         gaussians = optimizer.gaussians
-        pull = torch.zeros(len(optimizer), 2)
         growing = step < end_of_growth
+        pull, weights = (
+            (torch.empty(len(optimizer), 2), torch.empty(len(optimizer))) if growing else (None, None)
+        )
         if on_cpu:
             render = rasterize_cpu(
-                gaussians, crop.camera, crop.background, None, options[degree], pull if growing else None
+                gaussians, crop.camera, crop.background, None, options[degree], pull, weights
             )
         else:
             render = rasterize(gaussians, crop.camera, crop.background, options=options[degree])
@@ -334,41 +355,119 @@ def _fit(
             pull = projected_pull(
                 gaussians.means.detach(), optimizer.parameters["means"].grad, crop.camera
             ).cpu()
+            weights = compositing_weights(gaussians.detached(), crop.camera, options[0]).cpu()
         optimizer.step()
         if config.exposure:
             _exposure_step(exposure, exposure_moments, index, gain_bias.grad, step)
-        if growing:
+        if pull is not None and weights is not None:
             tally.add(pull, float(crop.camera.width * crop.camera.height))
+            coverage.add(weights)
 
-        done = step + 1
+        done = step = step + 1
         if growing and done % config.densify_every == 0:
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + done)
-            _prune(optimizer, tally, outside, volume, generator)
+            idle = coverage.judge(config.min_cover_px, len(fitted))
+            _prune(optimizer, tally, coverage, idle, outside, volume, generator)
             progress = min(1.0, (done // config.densify_every) / rounds)
             wanted = round(start_count * (config.splats / start_count) ** progress)
-            grow(optimizer, tally, wanted, large, generator)
+            coverage.append(grow(optimizer, tally, wanted, large, generator))
             tally = GradientTally.empty(len(optimizer))
-        if on_progress is not None and (done % 10 == 0 or done == config.steps):
+        if config.stop_early and kept_from_fit and done >= end_of_growth and done % CHECK_EVERY == 0:
+            schedule.check(done, _mean_psnr(kept_from_fit, optimizer.gaussians.detached(), options[-1]))
+        if on_progress is not None and (done % 10 == 0 or done == schedule.end):
             value = psnr(rgb.detach().cpu(), crop.target.planes.permute(1, 2, 0).cpu())
             running = value if running == 0.0 else 0.9 * running + 0.1 * value
             on_progress(
-                FitProgress(done, config.steps, len(optimizer), running, time.perf_counter() - started)
+                FitProgress(done, schedule.end, len(optimizer), running, time.perf_counter() - started)
             )
         if (
             checkpoint is not None
             and config.checkpoint_seconds > 0
             and time.perf_counter() - last_save > config.checkpoint_seconds
         ):
-            _save_checkpoint(checkpoint, identity, optimizer, tally, exposure, exposure_moments, done, source)
+            meta = {"step": str(done), "initial_source": source, "schedule": schedule.text()}
+            tensors = {
+                "tally.pull": tally.pull,
+                "tally.views": tally.views,
+                "coverage.pixels": coverage.pixels,
+                "coverage.steps": coverage.steps,
+                "exposure": exposure,
+                "exposure_moments": exposure_moments,
+            }
+            _save_checkpoint(checkpoint, identity, optimizer.state() | tensors, meta)
             last_save = time.perf_counter()
 
     gaussians = optimizer.gaussians.detached()
-    gaussians = gaussians.select(~prunable(gaussians, 0.005, 2 * volume.half_size)).to("cpu")
+    gaussians = gaussians.select(~prunable(gaussians, 0.005, 2 * volume.half_size))
+    if config.min_cover_px > 0:
+        cover = torch.zeros(len(gaussians.means), device=gaussians.device)
+        for i in fitted:
+            cover += compositing_weights(gaussians, crops[i].camera, options[-1])
+        idle = cover < FINAL_SHARE * config.min_cover_px * len(fitted)
+        if int((~idle).sum()) >= 16:
+            gaussians = gaussians.select(~idle)
+    gaussians = gaussians.to("cpu")
     views = tuple(
         _measure(photo, gaussians.to(device), options[-1], i in held_out, exposure[i].cpu())
         for i, photo in enumerate(photos)
     )
-    return Fit(gaussians, views, volume, source, time.perf_counter() - started)
+    return Fit(gaussians, views, volume, source, schedule.end, time.perf_counter() - started)
+
+
+class Schedule:
+    """How far the learning rates have decayed, and when the fit ends.
+
+    The rates fall from the first step to the last. Where the photos kept from the fit have stopped getting better, going
+    on at the same pace would only learn the fitted ones by heart: the rest of the decay then runs through a tenth of the
+    steps, which still brings what lower rates bring.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.end = steps
+        self.cool_from: int | None = None
+        self.quality: list[float] = []  # dB, at each check
+
+    def share(self, step: int) -> float:
+        """0 at the first step, 1 at the last."""
+        if self.cool_from is None:
+            return step / max(1, self.steps - 1)
+        before = self.cool_from / max(1, self.steps - 1)
+        return before + (1.0 - before) * (step - self.cool_from) / max(1, self.end - 1 - self.cool_from)
+
+    def check(self, done: int, quality: float) -> None:
+        """Note the held-out quality (dB) after `done` steps, and begin to cool where it no longer rises."""
+        self.quality.append(quality)
+        best_before = max(self.quality[:-FLAT_CHECKS], default=-math.inf)
+        if self.cool_from is None and max(self.quality[-FLAT_CHECKS:]) < best_before + FLAT_DB:
+            cool = math.ceil(COOL_SHARE * self.steps)
+            if done + cool < self.steps:
+                self.cool_from, self.end = done, done + cool
+
+    def text(self) -> str:
+        """Everything about it that steps change, as JSON."""
+        return json.dumps({"end": self.end, "cool_from": self.cool_from, "quality": self.quality})
+
+    @classmethod
+    def from_text(cls, steps: int, text: str) -> Schedule:
+        """The inverse of `text`."""
+        schedule = cls(steps)
+        stored = json.loads(text)
+        schedule.end, schedule.cool_from = stored["end"], stored["cool_from"]
+        schedule.quality = stored["quality"]
+        return schedule
+
+
+def compositing_weights(gaussians: Gaussians, camera: Camera, options: RasterOptions) -> Float[Tensor, " n"]:
+    """What each splat has to do with a view: its compositing weight summed over the pixels, px.
+
+    The gradient of the picture's sum by the splats' colours.
+    """
+    colours = torch.zeros(len(gaussians.means), 3, device=gaussians.device, requires_grad=True)
+    view = camera.moved(camera.world_to_cam.to(gaussians.device))
+    background = torch.zeros(3, device=gaussians.device)
+    rgb = rasterize(gaussians, view, background, colours=colours, options=options).rgb
+    return torch.autograd.grad(rgb[..., 0].sum(), colours)[0][:, 0]
 
 
 def projected_pull(
@@ -491,22 +590,25 @@ class _Outside:
 def _prune(
     optimizer: SplatOptimizer,
     tally: GradientTally,
+    coverage: Coverage,
+    idle: Bool[Tensor, " n"],
     outside: Sequence[_Outside],
     volume: Volume,
     generator: torch.Generator,
 ) -> None:
-    """Drop splats that are faint, huge, not finite, or whose centre lies off the silhouette in two of twelve views."""
+    """Drop splats that are idle, faint, huge, not finite, or whose centre lies off the silhouette in two of twelve views."""
     gaussians = optimizer.gaussians.detached()
     drop = prunable(gaussians, 0.005, 0.5 * volume.half_size)
     means = gaussians.means.cpu().nan_to_num()
     off = torch.zeros(len(means), dtype=torch.int32)
     for i in torch.randperm(len(outside), generator=generator)[:12].tolist():
         off += outside[i].holds(means)
-    drop |= (off >= 2).to(drop.device)
+    drop |= ((off >= 2) | idle).to(drop.device)
     if bool(drop.any()) and int((~drop).sum()) >= 16:
         optimizer.keep(~drop)
         kept = ~drop.cpu()
         tally.pull, tally.views = tally.pull[kept], tally.views[kept]
+        coverage.keep(kept)
 
 
 def _exposure_step(
@@ -519,6 +621,17 @@ def _exposure_step(
     first.mul_(0.9).add_(gradient, alpha=0.1)
     second.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
     exposure[index] -= rate * first / (second.sqrt() + 1e-12)
+
+
+@torch.no_grad()
+def _mean_psnr(photos: Sequence[Photo], gaussians: Gaussians, options: RasterOptions) -> float:
+    """Of `photos` as the splats render them, dB."""
+    total = 0.0
+    for photo in photos:
+        camera = photo.camera.moved(photo.camera.world_to_cam.to(gaussians.device))
+        rgb = rasterize(gaussians, camera, photo.background.to(gaussians.device), options=options).rgb
+        total += psnr(rgb.cpu(), photo.rgb, photo.valid)
+    return total / len(photos)
 
 
 @torch.no_grad()
@@ -557,26 +670,16 @@ def _identity(photos: Sequence[Photo], config: FitConfig) -> dict[str, object]:
         ]
         for p in photos
     ]
-    return json.loads(json.dumps({"version": 2, "config": settings, "photos": digest}))
+    return json.loads(json.dumps({"version": 3, "config": settings, "photos": digest}))
 
 
 def _save_checkpoint(
-    folder: Path,
-    identity: dict[str, object],
-    optimizer: SplatOptimizer,
-    tally: GradientTally,
-    exposure: Tensor,
-    exposure_moments: Tensor,
-    step: int,
-    source: str,
+    folder: Path, identity: dict[str, object], tensors: dict[str, Tensor], meta: dict[str, str]
 ) -> None:
     """Leave the state in `folder`: one file with the tensors, whose step is in the metadata, and one that identifies it."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in optimizer.state().items()}
-    tensors |= {"tally.pull": tally.pull.contiguous(), "tally.views": tally.views.contiguous()}
-    tensors |= {"exposure": exposure.cpu(), "exposure_moments": exposure_moments.cpu()}
     write_json(folder / "identity.json", identity)
-    meta = {"step": str(step), "initial_source": source}
-    write_with(folder / "state.safetensors", lambda path: save_file(tensors, path, metadata=meta))
+    held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_with(folder / "state.safetensors", lambda path: save_file(held, path, metadata=meta))
 
 
 def _load_checkpoint(

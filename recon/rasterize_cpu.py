@@ -196,7 +196,8 @@ class _Rasterize(torch.autograd.Function):
             for tensor, need in zip(inputs, needs[:6], strict=True)
         ]
         camera_rows = means.new_empty(3, 4) if needs[6] else None
-        out = SplatGradients(*map(_address, gradients), _address(camera_rows), _address(ctx.means2d_gradient), _address(ctx.weights))
+        written = (*gradients, camera_rows, ctx.means2d_gradient, ctx.weights)
+        out = SplatGradients(*map(_address, written))
         check(
             library().splatad_backward(
                 ctx.context.handle,

@@ -89,7 +89,7 @@ def test_a_fits_views_and_volume_become_the_references(tmp_path):
     part = reference()
     view = part.views[0]
     fitted = FittedView("a.png", view.camera, view.background, True, 31.0, 30.0, (1.0,) * 3, (0.0,) * 3)
-    fit = Fit(part.gaussians, (fitted,), part.volume, "hull", 1.0)
+    fit = Fit(part.gaussians, (fitted,), part.volume, "hull", 100, 1.0)
     made = reference_from_fit("x", fit, RasterOptions(), 64, tmp_path / "scene", {"seed": 1}, scale_to_mm=2.0)
     assert made.views == (ReferenceView("a.png", view.camera, view.background, True, 31.0, 30.0),)
     assert made.scene == str((tmp_path / "scene").resolve())
