@@ -36,9 +36,13 @@ class Bar:
     def advance(self) -> None:
         self.to(self._done + 1)
 
-    def to(self, done: int, note: str = "") -> None:
-        """Show that `done` of all are done."""
+    def to(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Show that `done` of all are done; `total` where it is known better by now."""
         self._done = done
+        if total is not None and total != self._total:
+            self._total = total
+            if self._progress is not None and self._task is not None:
+                self._progress.update(self._task, total=total)
         now = time.perf_counter()
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)

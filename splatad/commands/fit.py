@@ -130,7 +130,7 @@ def run(config: Fit) -> int:
     with terminal.bar("fitting splats", fit_config.steps) as bar:
 
         def show(progress: FitProgress) -> None:
-            bar.to(progress.step, f"{progress.splats:,} splats  {progress.psnr:.1f} dB")
+            bar.to(progress.step, f"{progress.splats:,} splats  {progress.psnr:.1f} dB", progress.steps)
 
         fit = fit_photos(
             photos,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prepare.errors import MissingPartError
-from recon.densify import GradientTally, SplatOptimizer, grow, prunable
+from recon.densify import Coverage, GradientTally, SplatOptimizer, grow, prunable
 from recon.gaussians import Gaussians, gaussians_from_points
 from recon.kernel.library import InstructionSet, choose_instruction_set
 
@@ -165,3 +165,16 @@ def test_faint_huge_and_broken_splats_are_prunable() -> None:
     splats.log_scales[1, 2] = 2.0
     splats.means[2, 0] = float("nan")
     assert prunable(splats, 0.005, 1.0).tolist() == [True, True, True, False]
+
+
+def test_a_splat_is_judged_by_its_mean_cover_once_it_stood_through_every_view() -> None:
+    coverage = Coverage.empty(3)
+    for _ in range(4):
+        coverage.add(torch.tensor([1.0, 0.1, 0.0]))
+    coverage.append(1)
+    assert coverage.judge(0.2, views=5).tolist() == [False] * 4  # none stood through five
+    coverage.add(torch.tensor([0.0, 0.1, 0.0, 0.0]))
+    assert coverage.judge(0.2, views=5).tolist() == [False, True, True, False]  # the last is one step old
+    assert coverage.steps.tolist() == [0.0, 0.0, 0.0, 1.0]
+    coverage.keep(torch.tensor([True, False, False, True]))
+    assert coverage.pixels.tolist() == [0.0, 0.0]

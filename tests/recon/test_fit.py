@@ -11,8 +11,22 @@ import torch
 
 from prepare.camera import Camera, look_at
 from prepare.errors import InputError
-from recon.fit import Fit, FitConfig, FitProgress, Photo, fit_photos, held_out_indices, preset, resumable_step
+from recon.fit import (
+    CHECK_EVERY,
+    FLAT_CHECKS,
+    Fit,
+    FitConfig,
+    FitProgress,
+    Photo,
+    Schedule,
+    compositing_weights,
+    fit_photos,
+    held_out_indices,
+    preset,
+    resumable_step,
+)
 from recon.losses import psnr
+from recon.rasterize import RasterOptions, rasterize
 
 SIZE = 40
 TINY = FitConfig(
@@ -195,3 +209,72 @@ def test_the_pull_from_3d_gradients_is_the_kernels_gradient_by_the_projected_cen
     assert direct.norm() > 0
     assert (indirect - direct).norm() / direct.norm() < 0.02
     assert torch.equal(projected_pull(means.detach(), None, camera), torch.zeros(count, 2))
+
+
+def test_splats_that_colour_too_little_of_the_photos_are_gone_at_the_end(photos: list[Photo]) -> None:
+    strict = fit_photos(photos, replace(TINY, min_cover_px=0.6))
+    kept = fit_photos(photos, replace(TINY, min_cover_px=0.0))
+    options = RasterOptions()
+    shown = [p for p in photos if p.name not in {"3.png", "9.png", "15.png"}]
+
+    def least(fit: Fit) -> float:
+        cover = sum(compositing_weights(fit.gaussians, p.camera, options) for p in shown)
+        assert isinstance(cover, torch.Tensor)
+        return float(cover.min()) / len(shown)
+
+    assert least(kept) < 0.1
+    assert least(strict) >= 0.15  # a third of 0.6, less what changes when others go
+
+
+def test_compositing_weights_sum_to_what_the_picture_covers(photos: list[Photo], fitted: Fit) -> None:
+    render = rasterize(fitted.gaussians, photos[0].camera, torch.zeros(3))
+    weights = compositing_weights(fitted.gaussians, photos[0].camera, RasterOptions())
+    assert float(weights.sum()) == pytest.approx(float(render.alpha.sum()), rel=1e-4)
+
+
+def test_the_rates_decay_over_all_steps_while_held_out_photos_get_better() -> None:
+    schedule = Schedule(4000)
+    for check in range(12):
+        schedule.check((check + 1) * CHECK_EVERY, 20.0 + 0.1 * check)
+    assert schedule.end == 4000
+    assert (schedule.share(0), schedule.share(3999)) == (0.0, 1.0)
+
+
+def test_the_decay_is_wound_up_once_held_out_photos_stop_getting_better() -> None:
+    schedule = Schedule(10_000)
+    done = 0
+    while schedule.cool_from is None:
+        done += CHECK_EVERY
+        schedule.check(done, min(30.0, 20.0 + done / 100))
+        assert done < 10_000
+    assert done == 1000 + FLAT_CHECKS * CHECK_EVERY
+    assert schedule.end == done + 1000
+    shares = [schedule.share(step) for step in range(done - 1, schedule.end)]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert shares[1] - shares[0] < 0.01  # no jump where it begins
+    again = Schedule.from_text(10_000, schedule.text())
+    assert again.share(done + 500) == schedule.share(done + 500)
+    assert again.end == schedule.end
+
+
+def test_a_fit_stops_early_and_a_killed_one_stops_at_the_same_step(
+    photos: list[Photo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recon.fit.CHECK_EVERY", 5)
+    config = replace(TINY, steps=600, checkpoint_seconds=1e-9)
+    whole = fit_photos(photos, config)
+    assert TINY.steps < whole.steps < 600
+
+    class Killed(Exception):
+        pass
+
+    def kill(progress: FitProgress) -> None:
+        if progress.steps < 600:  # while it winds down
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit_photos(photos, config, checkpoint=tmp_path, on_progress=kill)
+    assert_same(whole, fit_photos(photos, config, checkpoint=tmp_path))
+    everything = fit_photos(photos, replace(config, stop_early=False))
+    assert everything.steps == 600
