@@ -488,13 +488,14 @@ def test_tiny_and_huge_splats_are_drawn_as_the_definition_draws_them(log_scale: 
 
 
 def test_long_needles_are_drawn_as_the_definition_draws_them() -> None:
-    # Their covariance is all but singular: in float32 the definition itself loses digits of the gradients.
+    # Their covariance is all but singular: the definition in float32 loses three digits of the gradients, the kernel's
+    # Cholesky factor keeps them.
     splats, camera = _splats(40, 0, spread=0.3), _camera(65, 50)
     splats = replace(splats, log_scales=splats.log_scales + torch.tensor([1.0, -6.0, -6.0]))
     truth = _render_and_gradients(splats, camera, "reference", RasterOptions(depth=True))
     found = _render_and_gradients(*_single(splats, camera), "cpu", RasterOptions(depth=True))
     torch.testing.assert_close(found.render.rgb.double(), truth.render.rgb, rtol=0, atol=1e-5)
-    _assert_agrees(found, truth, tolerance=1e-3)
+    _assert_agrees(found, truth)
 
 
 def test_two_views_alive_at_once_keep_their_own_gradients() -> None:
