@@ -1,7 +1,7 @@
 """What good photos leave: the residual that the reference's own photos show, kept on the splats.
 
-Each splat holds the mean squared difference, by channel, of the pixels it coloured in the reference photos. Rendered
-at a query's camera this is the variance to expect there: gloss, fine edges and badly reconstructed places excuse
+Each splat holds the mean and the mean squared difference, by channel, of the pixels it coloured in the reference photos.
+Rendered at a query's camera the latter is the variance to expect there: gloss, fine edges and badly reconstructed places excuse
 themselves. The idea of measuring against the reference's own views: shared/calibration.md; the sums are the backward
 pass of compositing by colour.
 """
@@ -9,7 +9,7 @@ pass of compositing by colour.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -42,6 +42,12 @@ class ExpectedResidual:
     variance: Float[Tensor, "n channel"]  # mean squared difference of good photos where the splat shows
     seen: Float[Tensor, " n"]  # pixels' worth of evidence, summed over the photos
     background: Float[Tensor, " channel"]  # mean squared difference where no splat shows
+    mean: Float[Tensor, "n channel"]  # mean difference of good photos where the splat shows
+
+    @property
+    def spread(self) -> Float[Tensor, "n channel"]:
+        """Standard deviation of the difference about its mean."""
+        return (self.variance - self.mean.square()).clamp_min(0).sqrt()
 
 
 Difference = Callable[
@@ -58,6 +64,7 @@ class ResidualSums:
     seen: Float[Tensor, " n"]  # sum over pixels of compositing weight
     off_squared: Float[Tensor, " channel"]  # the same for the pixels' uncovered share
     off_seen: float
+    total: Float[Tensor, "n channel"]  # sum over pixels of compositing weight times difference
 
     def plus(self, other: ResidualSums, times: float = 1.0) -> ResidualSums:
         """These sums and `times` those of `other`; a negative number takes them out."""
@@ -66,14 +73,19 @@ class ResidualSums:
             self.seen + times * other.seen,
             self.off_squared + times * other.off_squared,
             self.off_seen + times * other.off_seen,
+            self.total + times * other.total,
         )
 
     def expected(self) -> ExpectedResidual:
         """Means, with a little of the overall mean mixed in where a splat was seen in few pixels."""
         seen = self.seen.clamp_min(0.0)
-        average = self.squared.sum(dim=0) / seen.sum().clamp_min(1.0)
-        variance = (self.squared.clamp_min(0.0) + PRIOR_PIXELS * average) / (seen + PRIOR_PIXELS)[:, None]
-        return ExpectedResidual(variance, seen, self.off_squared.clamp_min(0.0) / max(self.off_seen, 1.0))
+
+        def mean(sums: Tensor) -> Tensor:
+            average = sums.sum(dim=0) / seen.sum().clamp_min(1.0)
+            return (sums.clamp_min(0.0) + PRIOR_PIXELS * average) / (seen + PRIOR_PIXELS)[:, None]
+
+        background = self.off_squared.clamp_min(0.0) / max(self.off_seen, 1.0)
+        return ExpectedResidual(mean(self.squared), seen, background, mean(self.total))
 
 
 @torch.no_grad()
@@ -84,15 +96,18 @@ def residual_sums(
     device = reference.gaussians.device
     camera = photo.camera.moved(photo.camera.world_to_cam.to(device))
     render = rasterize(reference.gaussians, camera, photo.background.to(device), options=reference.options)
-    squared = difference(photo.rgb.to(device), render.rgb).square()
+    apart = difference(photo.rgb.to(device), render.rgb)
+    squared = apart.square()
     weight = torch.ones_like(squared[0]) if photo.valid is None else photo.valid.to(device)
-    to_splats = _to_splats(reference, camera, torch.cat([squared * weight, weight[None]]))
+    to_splats = _to_splats(reference, camera, torch.cat([squared * weight, weight[None], apart * weight]))
+    channels = len(squared)
     off = (1.0 - render.alpha) * weight
     return ResidualSums(
-        to_splats[:, :-1].cpu(),
-        to_splats[:, -1].cpu(),
+        to_splats[:, :channels].cpu(),
+        to_splats[:, channels].cpu(),
         (squared * off).sum(dim=(1, 2)).cpu(),
         float(off.sum()),
+        to_splats[:, channels + 1 :].cpu(),
     )
 
 
@@ -125,10 +140,9 @@ def expected_deviation(
 
 def save_expected(path: Path, expected: ExpectedResidual) -> None:
     """Write to a .safetensors file, atomically."""
-    tensors = {"variance": expected.variance, "seen": expected.seen, "background": expected.background}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    tensors = {field.name: getattr(expected, field.name).contiguous() for field in fields(expected)}
     write_with(
-        path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-expected-1"})
+        path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-expected-2"})
     )
 
 
@@ -139,7 +153,7 @@ def load_expected(path: Path) -> ExpectedResidual:
     """
     try:
         tensors = load_file(path)
-        return ExpectedResidual(tensors["variance"], tensors["seen"], tensors["background"])
+        return ExpectedResidual(**{field.name: tensors[field.name] for field in fields(ExpectedResidual)})
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(
             f"{path}: the residual statistics cannot be read ({error}); run `splatad fit` again"

@@ -93,6 +93,22 @@ REGISTRY: dict[str, WeightsFile] = {
             url="https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
             purpose="self-supervised features, for retrieval and for feature differences",
         ),
+        WeightsFile(
+            name="alexnet",
+            file="alexnet-owt-7be5be79.pth",
+            licence="BSD-3-Clause",
+            sha256="7be5be79",
+            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            purpose="the features of LPIPS, a quality number of a fit",
+        ),
+        WeightsFile(
+            name="lpips_alex",
+            file="lpips_alex_v0.1.pth",  # alex.pth at its source; v0.0 has one of the same name and shapes
+            licence="BSD-2-Clause",
+            sha256=None,
+            url="https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
+            purpose="how much each of AlexNet's channels counts in LPIPS (6 kB)",
+        ),
     )
 }
 

@@ -54,7 +54,9 @@ def test_a_place_that_one_channel_alone_sees_counts_far_less_than_one_that_all_s
 def test_the_map_is_the_difference_over_floor_and_expected_deviation(toy):
     reference, count = toy.reference, len(toy.reference.gaussians)
     variance = torch.tensor([0.04, 0.01])
-    expected = ExpectedResidual(variance.expand(count, -1), torch.full((count,), 100.0), variance)
+    expected = ExpectedResidual(
+        variance.expand(count, -1), torch.full((count,), 100.0), variance, variance.sqrt().expand(count, -1)
+    )
 
     def two_channels(photo, render):
         return torch.stack([torch.full((100, 100), 0.33), torch.full((100, 100), 0.24)])
@@ -74,7 +76,9 @@ def test_splats_that_no_photo_showed_are_not_known(toy):
     reference = toy.reference
     unseen = reference.gaussians.means[:, 0] > 0.1
     seen = torch.where(unseen, torch.zeros(()), torch.full((), 100.0))
-    expected = ExpectedResidual(torch.full((len(seen), 1), 0.01), seen, torch.tensor([0.01]))
+    expected = ExpectedResidual(
+        torch.full((len(seen), 1), 0.01), seen, torch.tensor([0.01]), torch.full((len(seen), 1), 0.1)
+    )
     camera = toy.cameras(1, seed=2)[0]
     render = rasterize(reference.gaussians, camera, torch.ones(3), options=RasterOptions(depth=True))
 

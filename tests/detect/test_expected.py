@@ -72,10 +72,12 @@ def test_residual_sums_are_the_brute_force_sums_by_compositing_weight(masked):
     valid = (torch.rand(20, 24, generator=torch.Generator().manual_seed(1)) > 0.3).float() if masked else None
     one = photo(camera, 0, valid)
     sums = residual_sums(reference, one)
-    squared = difference_channels(one.rgb, rasterize(reference.gaussians, camera, WHITE).rgb).square()
+    apart = difference_channels(one.rgb, rasterize(reference.gaussians, camera, WHITE).rgb)
+    squared = apart.square()
     counted = torch.ones(20, 24) if valid is None else valid
     weight = weights(reference, camera) * counted
     assert torch.allclose(sums.squared, torch.einsum("nhw,chw->nc", weight, squared), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(sums.total, torch.einsum("nhw,chw->nc", weight, apart), rtol=1e-4, atol=1e-4)
     assert torch.allclose(sums.seen, weight.sum(dim=(1, 2)), rtol=1e-4, atol=1e-4)
     off = counted - weight.sum(dim=0)
     assert torch.allclose(sums.off_squared, (squared * off).sum(dim=(1, 2)), rtol=1e-3)
@@ -92,6 +94,9 @@ def test_a_difference_of_another_kind_is_used_where_given():
 
     sums = residual_sums(reference, photo(camera, 0), constant)
     assert torch.allclose(sums.squared, 0.25 * sums.seen[:, None].expand(-1, 2), rtol=1e-4, atol=1e-6)
+    expected = sums.expected()
+    assert torch.allclose(expected.mean[sums.seen > 20], torch.tensor(0.5), rtol=0.1)
+    assert float(expected.spread.max()) < 0.3  # the same in all pixels
 
 
 def test_sums_add_up_and_leaving_one_out_leaves_the_rest():
@@ -110,7 +115,11 @@ def test_sums_add_up_and_leaving_one_out_leaves_the_rest():
 
 def test_a_splat_seen_nowhere_is_given_the_mean_and_one_seen_often_its_own():
     sums = ResidualSums(
-        torch.tensor([[8.0], [4000.0], [0.0]]), torch.tensor([100.0, 1000.0, 0.0]), torch.tensor([6.0]), 3.0
+        torch.tensor([[8.0], [4000.0], [0.0]]),
+        torch.tensor([100.0, 1000.0, 0.0]),
+        torch.tensor([6.0]),
+        3.0,
+        torch.tensor([[20.0], [2000.0], [0.0]]),
     )
     expected = sums.expected()
     average = 4008 / 1100
@@ -118,6 +127,8 @@ def test_a_splat_seen_nowhere_is_given_the_mean_and_one_seen_often_its_own():
     assert expected.variance[0, 0] == pytest.approx((8 + PRIOR_PIXELS * average) / (100 + PRIOR_PIXELS))
     assert expected.variance[1, 0] == pytest.approx(4.0, rel=0.01)
     assert expected.background.tolist() == [2.0]
+    assert expected.mean[1, 0] == pytest.approx(2.0, rel=0.01)
+    assert expected.spread[1, 0] == pytest.approx(0.0, abs=0.15)
     reference, camera = small_scene()
     assert float(residual_sums(reference, photo(camera, 0)).seen[-1]) == 0.0
 
@@ -127,7 +138,10 @@ def test_a_constant_variance_gives_that_constant_everywhere(toy, channels):
     count = len(toy.reference.gaussians)
     values = torch.arange(1, channels + 1) / 10
     expected = ExpectedResidual(
-        values.square().expand(count, -1), torch.full((count,), 50.0), values.square()
+        values.square().expand(count, -1),
+        torch.full((count,), 50.0),
+        values.square(),
+        values.expand(count, -1),
     )
     camera = toy.cameras(1, seed=1)[0]
     deviation, evidence = expected_deviation(toy.reference, expected, camera)
@@ -169,6 +183,7 @@ def test_stored_statistics_come_back_exactly(toy, tmp_path):
     assert torch.equal(read.variance, expected.variance)
     assert torch.equal(read.seen, expected.seen)
     assert torch.equal(read.background, expected.background)
+    assert torch.equal(read.mean, expected.mean)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
