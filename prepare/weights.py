@@ -105,7 +105,7 @@ REGISTRY: dict[str, WeightsFile] = {
             name="lpips_alex",
             file="lpips_alex_v0.1.pth",  # alex.pth at its source; v0.0 has one of the same name and shapes
             licence="BSD-2-Clause",
-            sha256=None,
+            sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
             url="https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
             purpose="how much each of AlexNet's channels counts in LPIPS (6 kB)",
         ),

@@ -37,6 +37,8 @@ from recon.initial_points import (
     random_points,
 )
 from recon.losses import Target, make_target, photometric_loss, psnr
+from recon.lpips import Lpips, load_lpips
+from recon.quality import ViewQuality, measure_quality
 from recon.rasterize import RasterOptions, choose_backend, rasterize
 from recon.rasterize_cpu import rasterize_cpu
 
@@ -133,8 +135,7 @@ class FittedView:
     camera: Camera  # at the fitted size
     background: Float[Tensor, "rgb=3"]
     held_out: bool
-    psnr: float  # dB, whole image
-    part_psnr: float  # dB, pixels of the part
+    quality: ViewQuality  # LPIPS of held-out photos only: it takes longest
     gain: tuple[float, float, float]  # fitted exposure, 1 unless config.exposure
     bias: tuple[float, float, float]
 
@@ -152,8 +153,15 @@ class Fit:
 
     def mean_psnr(self, *, held_out: bool, part: bool = False) -> float | None:
         """Mean dB over held-out or fitted views, None where there are none."""
-        values = [v.part_psnr if part else v.psnr for v in self.views if v.held_out == held_out]
-        return sum(values) / len(values) if values else None
+        return self.mean_quality("part_psnr" if part else "psnr", held_out=held_out)
+
+    def mean_quality(
+        self, field: Literal["psnr", "part_psnr", "ssim", "part_ssim", "lpips"], *, held_out: bool
+    ) -> float | None:
+        """Mean of one number of `ViewQuality` over held-out or fitted views; None where there are none."""
+        values = [getattr(v.quality, field) for v in self.views if v.held_out == held_out]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -272,6 +280,7 @@ def _fit(
             f"{len(photos)} photo(s): a fit needs two at least, from different sides; add photos"
         )
     started = time.perf_counter()
+    perceptual = load_lpips()  # says now, not after the fit, where its files are damaged
     held_out = held_out_indices(len(photos), config.held_out_every)
     fitted = [i for i in range(len(photos)) if i not in held_out]
     volume = common_volume([photos[i].camera for i in fitted])
@@ -408,7 +417,7 @@ def _fit(
             gaussians = gaussians.select(~idle)
     gaussians = gaussians.to("cpu")
     views = tuple(
-        _measure(photo, gaussians.to(device), options[-1], i in held_out, exposure[i].cpu())
+        _measure(photo, gaussians.to(device), options[-1], i in held_out, exposure[i].cpu(), perceptual)
         for i, photo in enumerate(photos)
     )
     return Fit(gaussians, views, volume, source, schedule.end, time.perf_counter() - started)
@@ -636,7 +645,12 @@ def _mean_psnr(photos: Sequence[Photo], gaussians: Gaussians, options: RasterOpt
 
 @torch.no_grad()
 def _measure(
-    photo: Photo, gaussians: Gaussians, options: RasterOptions, held_out: bool, exposure: Tensor
+    photo: Photo,
+    gaussians: Gaussians,
+    options: RasterOptions,
+    held_out: bool,
+    exposure: Tensor,
+    perceptual: Lpips | None,
 ) -> FittedView:
     device = gaussians.device
     camera = photo.camera.moved(photo.camera.world_to_cam.to(device))
@@ -644,14 +658,13 @@ def _measure(
     part = render.rgb - (1 - render.alpha[..., None]) * photo.background.to(device)
     gain, bias = exposure[0].exp().to(device), exposure[1].to(device)
     rgb = (render.rgb + part * (gain - 1) + bias * render.alpha[..., None]).cpu()
-    weight = photo.alpha if photo.valid is None else photo.alpha * photo.valid
+    quality = measure_quality(rgb, photo.rgb, photo.alpha, photo.valid, perceptual if held_out else None)
     return FittedView(
         photo.name,
         photo.camera,
         photo.background,
         held_out,
-        psnr(rgb, photo.rgb, photo.valid),
-        psnr(rgb, photo.rgb, weight),
+        quality,
         tuple(gain.tolist()),
         tuple(bias.tolist()),
     )

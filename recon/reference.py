@@ -24,9 +24,10 @@ from recon.fit import Fit
 from recon.gaussians import Gaussians
 from recon.initial_points import Volume
 from recon.ply import read_splats, write_splats
+from recon.quality import ViewQuality
 from recon.rasterize import RasterOptions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
@@ -38,8 +39,7 @@ class ReferenceView:
     camera: Camera  # at the fitted size
     background: Float[Tensor, "rgb=3"]
     held_out: bool  # kept from the fit
-    psnr: float  # dB, whole image
-    part_psnr: float  # dB, pixels of the part
+    quality: ViewQuality  # of the splats' render against it
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,7 @@ def reference_from_fit(
     distortion: Distortion | None = None,
 ) -> Reference:
     """A reference of a finished fit, in memory."""
-    views = tuple(
-        ReferenceView(v.name, v.camera, v.background, v.held_out, v.psnr, v.part_psnr) for v in fit.views
-    )
+    views = tuple(ReferenceView(v.name, v.camera, v.background, v.held_out, v.quality) for v in fit.views)
     return Reference(
         name,
         fit.gaussians,
@@ -126,9 +124,8 @@ def save_reference(folder: Path, reference: Reference) -> None:
             "h": view.camera.height,
             "background": view.background.tolist(),
             "held_out": view.held_out,
-            "psnr": view.psnr,
-            "part_psnr": view.part_psnr,
         }
+        | asdict(view.quality)
         for view in reference.views
     ]
     document = {
@@ -165,7 +162,7 @@ def load_reference(folder: Path) -> Reference:
         raise InputError(f"{path}: larger than {MAX_JSON_BYTES} bytes; fit the part again")
     try:
         document = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
-        if document.get("format") != "splatad-reference" or document["version"] > FORMAT_VERSION:
+        if document.get("format") != "splatad-reference" or document["version"] != FORMAT_VERSION:
             raise InputError(
                 f"{path}: not a reference this version reads; update splatad or fit the part again"
             )
@@ -215,6 +212,11 @@ def _read_view(entry: Mapping[str, Any]) -> ReferenceView:
         camera,
         _read_tensor(entry["background"], 3),
         bool(entry["held_out"]),
-        float(entry["psnr"]),
-        float(entry["part_psnr"]),
+        ViewQuality(
+            psnr=float(entry["psnr"]),
+            part_psnr=float(entry["part_psnr"]),
+            ssim=float(entry["ssim"]),
+            part_ssim=float(entry["part_ssim"]),
+            lpips=None if entry["lpips"] is None else float(entry["lpips"]),
+        ),
     )

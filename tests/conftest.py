@@ -186,6 +186,7 @@ def one_torch_thread() -> Iterator[None]:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyReference:
     """The toy part's reference, finished and on disk; a quarter of its 40 views are held out."""
     from recon.initial_points import Volume
+    from recon.quality import ViewQuality
     from recon.rasterize import RasterOptions
     from recon.reference import Reference, ReferenceView
     from splatad.reference_dir import finish_reference
@@ -195,8 +196,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyReference:
         toy_photo(gaussians, camera, f"view_{i:02d}.png", noise_seed=i)
         for i, camera in enumerate(toy_cameras(40))
     )
+    quality = ViewQuality(40.0, 36.0, 0.98, 0.95, None)
     views = tuple(
-        ReferenceView(photo.name, photo.camera, photo.background, i % 4 == 2, 40.0, 36.0)
+        ReferenceView(photo.name, photo.camera, photo.background, i % 4 == 2, quality)
         for i, photo in enumerate(photos)
     )
     reference = Reference(

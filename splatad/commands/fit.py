@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    import recon.fit
 
 # Nothing here imports torch: the command line reads this class to print its help.
 
@@ -158,16 +161,11 @@ def run(config: Fit) -> int:
         shutil.rmtree(checkpoint)
 
     seconds = time.perf_counter() - started
-    held, part = fit.mean_psnr(held_out=True), fit.mean_psnr(held_out=True, part=True)
-    quality = (
-        f"held-out photos {held:.1f} dB, {part:.1f} dB on the part"
-        if held is not None and part is not None
-        else f"fitted photos {fit.mean_psnr(held_out=False):.1f} dB; none was held out"
-    )
     terminal.say(
-        f"{name}: {len(fit.gaussians):,} splats from {len(photos)} photos in {seconds:.0f} s ({fit.initial_source})"
+        f"{name}: {len(fit.gaussians):,} splats from {len(photos)} photos in {seconds:.0f} s, {fit.steps} steps "
+        f"({fit.initial_source})"
     )
-    terminal.say(f"  {quality}")
+    terminal.say(f"  {_quality(fit)}")
     terminal.say(f"  threshold {loaded.calibration.threshold:.2f}: {loaded.calibration.note}")
     terminal.say(f"  written to {target}; {target / 'splats.ply'} opens in any splat viewer")
     terminal.say(f"next: splatad detect --class {name} --query PHOTO_OR_FOLDER")
@@ -192,6 +190,22 @@ def _fit_config(config: Fit):
     if "splats" in overrides and overrides["splats"] < base.initial_splats:
         overrides["initial_splats"] = overrides["splats"]
     return dataclasses.replace(base, seed=config.seed, **overrides)
+
+
+def _quality(fit: recon.fit.Fit) -> str:
+    """How well the photos that were kept from the fit are rendered, in one line."""
+    held_out = any(view.held_out for view in fit.views)
+
+    def number(field: Literal["psnr", "part_psnr", "ssim", "part_ssim", "lpips"], form: str) -> str:
+        return format(fit.mean_quality(field, held_out=held_out), form)
+
+    line = (
+        f"{'held-out' if held_out else 'fitted'} photos {number('psnr', '.1f')} dB, SSIM {number('ssim', '.3f')}; "
+        f"on the part {number('part_psnr', '.1f')} dB, SSIM {number('part_ssim', '.3f')}"
+    )
+    if fit.mean_quality("lpips", held_out=held_out) is not None:
+        line += f"; LPIPS {number('lpips', '.3f')}"
+    return line if held_out else line + "; none was held out"
 
 
 def _few(names: tuple[str, ...]) -> str:

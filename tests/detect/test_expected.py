@@ -21,6 +21,7 @@ from prepare.errors import InputError
 from recon.fit import Photo
 from recon.gaussians import gaussians_from_points
 from recon.initial_points import Volume
+from recon.quality import ViewQuality
 from recon.rasterize import RasterOptions, rasterize
 from recon.rasterize_reference import rasterize_reference
 from recon.reference import Reference, ReferenceView
@@ -39,7 +40,7 @@ def small_scene(count=9):
     )
     pose = look_at(torch.tensor([0.0, -3.0, 0.0]), torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
     camera = Camera(pose, 30.0, 30.0, 12.0, 10.0, 24, 20)
-    view = ReferenceView("one", camera, WHITE, False, 30.0, 30.0)
+    view = ReferenceView("one", camera, WHITE, False, ViewQuality(30.0, 30.0, 0.9, 0.9, None))
     reference = Reference(
         "small", gaussians, (view,), Volume(torch.zeros(3), 1.0), RasterOptions(), 24, "", None, None, {}
     )

@@ -73,7 +73,7 @@ def fitted(photos: list[Photo]) -> Fit:
 def assert_same(first: Fit, second: Fit) -> None:
     for name, tensor in first.gaussians.tensors().items():
         assert torch.equal(tensor, second.gaussians.tensors()[name]), name
-    assert [view.psnr for view in first.views] == [view.psnr for view in second.views]
+    assert [view.quality for view in first.views] == [view.quality for view in second.views]
 
 
 def test_a_fitted_ball_renders_as_its_photos_from_views_that_were_held_out(

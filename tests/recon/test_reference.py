@@ -13,6 +13,7 @@ from prepare.undistort import Distortion
 from recon.fit import Fit, FittedView
 from recon.gaussians import gaussians_from_points
 from recon.initial_points import Volume
+from recon.quality import ViewQuality
 from recon.rasterize import RasterOptions
 from recon.reference import Reference, ReferenceView, load_reference, reference_from_fit, save_reference
 
@@ -20,6 +21,10 @@ from recon.reference import Reference, ReferenceView, load_reference, reference_
 def camera(x, y, z):
     pose = look_at(torch.tensor([x, y, z]), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.0, 0.0, 1.0]))
     return Camera(pose, 91.25, 92.5, 31.0, 29.5, 64, 60)
+
+
+def quality(i: int) -> ViewQuality:
+    return ViewQuality(33.3 + i, 1 / 3, 0.91, 0.8, 0.05 if i == 1 else None)
 
 
 def reference():
@@ -30,7 +35,7 @@ def reference():
     )
     colours = ((1.0, 1.0, 1.0), (0.1, 0.2, 0.3), (0.9, 1.0, 0.8))
     views = tuple(
-        ReferenceView(f"photos/{i} ä.png", camera(*at), torch.tensor(colour), i == 1, 33.3 + i, 1 / 3)
+        ReferenceView(f"photos/{i} ä.png", camera(*at), torch.tensor(colour), i == 1, quality(i))
         for i, (at, colour) in enumerate(
             zip([(2.0, 0.0, 0.3), (0.0, 3.0, 0.0), (0.0, 0.0, 4.0)], colours, strict=True)
         )
@@ -52,7 +57,7 @@ def test_a_stored_reference_comes_back_exactly(tmp_path):
         assert torch.equal(a.camera.world_to_cam, b.camera.world_to_cam)
         assert torch.equal(a.background, b.background)
         assert replace(a.camera, world_to_cam=b.camera.world_to_cam) == b.camera
-        assert (a.name, a.held_out, a.psnr, a.part_psnr) == (b.name, b.held_out, b.psnr, b.part_psnr)
+        assert (a.name, a.held_out, a.quality) == (b.name, b.held_out, b.quality)
     assert torch.equal(read.volume.centre, written.volume.centre)
     for name in ("name", "options", "size_px", "scene", "scale_to_mm", "distortion", "settings"):
         assert getattr(read, name) == getattr(written, name), name
@@ -88,10 +93,10 @@ def test_typical_camera_background_distance_and_nearest_view_by_hand():
 def test_a_fits_views_and_volume_become_the_references(tmp_path):
     part = reference()
     view = part.views[0]
-    fitted = FittedView("a.png", view.camera, view.background, True, 31.0, 30.0, (1.0,) * 3, (0.0,) * 3)
+    fitted = FittedView("a.png", view.camera, view.background, True, quality(2), (1.0,) * 3, (0.0,) * 3)
     fit = Fit(part.gaussians, (fitted,), part.volume, "hull", 100, 1.0)
     made = reference_from_fit("x", fit, RasterOptions(), 64, tmp_path / "scene", {"seed": 1}, scale_to_mm=2.0)
-    assert made.views == (ReferenceView("a.png", view.camera, view.background, True, 31.0, 30.0),)
+    assert made.views == (ReferenceView("a.png", view.camera, view.background, True, quality(2)),)
     assert made.scene == str((tmp_path / "scene").resolve())
     assert made.gaussians is part.gaussians
     assert (made.scale_to_mm, made.distortion) == (2.0, None)
@@ -130,7 +135,8 @@ def view_with(**changes):
         lambda document: [],
         lambda document: None,
         lambda document: document | {"format": "another"},
-        lambda document: document | {"version": 2},
+        lambda document: document | {"version": 3},
+        lambda document: document | {"version": 1},
         lambda document: document | {"version": "two"},
         lambda document: document | {"views": []},
         lambda document: document | {"views": 5},
