@@ -2,6 +2,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -31,13 +32,20 @@ inline void relax() { std::this_thread::yield(); }
 // started. So a neighbour that holds the second core costs nothing beyond the missing help.
 class Pool {
  public:
+  using Clock = std::chrono::steady_clock;
   void run(int32_t count, TaskFunction function, void* argument) {
     std::unique_lock<std::mutex> busy(caller_, std::try_to_lock);
     if (!busy.owns_lock() || threads() <= 1 || count <= 1) {
       for (int32_t i = 0; i < count; ++i) function(argument, i);
       return;
     }
+    if (alone_ > 0) {
+      --alone_;
+      for (int32_t i = 0; i < count; ++i) function(argument, i);
+      return;
+    }
     ensure_workers(threads() - 1);
+    const auto begun = Clock::now();
     Job job{function, argument, count, {0}, {0}};
     bool sleepers;
     {
@@ -52,7 +60,9 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = nullptr;
     }
+    const auto finished = Clock::now();
     while (job.users.load(std::memory_order_acquire) != 0) relax();
+    note_wait(finished - begun, Clock::now() - finished);
   }
 
   int32_t threads() const { return threads_.load(std::memory_order_relaxed); }
@@ -66,6 +76,21 @@ class Pool {
     std::atomic<int32_t> next;
     std::atomic<int32_t> users;
   };
+
+  // A worker that lost its core in the middle of a task keeps the caller waiting for a time slice. Where the wait is longer
+  // than the caller's own work, the caller does the next jobs alone, and more of them each time it happens again: beside a
+  // busy neighbour two threads are then about as fast as one, not slower.
+  void note_wait(Clock::duration work, Clock::duration wait) {
+    constexpr int32_t kFirst = 64, kMost = 2048;
+    if (wait > std::chrono::milliseconds(1) && wait > work) {
+      penalty_ = penalty_ == 0 ? kFirst : (penalty_ < kMost ? 2 * penalty_ : kMost);
+      alone_ = penalty_;
+      good_ = 0;
+    } else if (penalty_ > 0 && ++good_ >= 4 * kFirst) {
+      penalty_ /= 2;
+      good_ = 0;
+    }
+  }
 
   static void work(Job& job) {
     for (int32_t i; (i = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;) job.function(job.argument, i);
@@ -114,6 +139,9 @@ class Pool {
   std::atomic<uint64_t> generation_{0};
   std::atomic<int32_t> threads_{1};
   Job* job_ = nullptr;
+  int32_t alone_ = 0;    // jobs to be done without workers
+  int32_t penalty_ = 0;  // how many the last long wait cost
+  int32_t good_ = 0;     // jobs since then without one
   int32_t sleeping_ = 0;
   uint32_t workers_ = 0;
 };
@@ -224,3 +252,4 @@ EXPORT int32_t splatad_adam_step(const AdamField* fields, int32_t field_count, i
   return table->adam_step(&runtime, fields, field_count, count, touched, rule);
 }
 EXPORT void splatad_statistics(const Context* context, ViewStatistics* out) { table->statistics(context, out); }
+EXPORT double splatad_peak_multiply_adds() { return table->peak_multiply_adds(); }

@@ -15,6 +15,7 @@
 #include "composite.h"
 #include "context.h"
 #include "kernel.h"
+#include "peak.h"
 #include "photometric.h"
 #include "pose.h"
 #include "project.h"
@@ -152,7 +153,8 @@ void statistics(const Context* context, ViewStatistics* out) {
 }
 
 const KernelTable kernel_table{SPLATAD_TEXT(SPLATAD_ISA), create,       destroy, forward,   backward,
-                               pose_step,                 ssim_moments, l1_ssim, adam_step, statistics};
+                               pose_step,                 ssim_moments, l1_ssim, adam_step, statistics,
+                               peak_multiply_adds};
 
 }  // namespace
 
