@@ -34,6 +34,7 @@ from prepare.scene import load_scene
 from recon.densify import Coverage, GradientTally, SplatOptimizer
 from recon.fit import PRESETS, FitConfig, fit_scene
 from recon.kernel.library import library
+from splatad.reference_dir import choose_device
 from splatad.threads import leave_cores_to_the_kernel
 
 HELD_OUT_EVERY = 10
@@ -65,6 +66,10 @@ class Options:
     """In place of the preset's."""
     splats: int | None = None
     """In place of the preset's."""
+    size_px: int | None = None
+    """In place of the preset's: longer side of the photos, px."""
+    device: str = "cpu"
+    """cpu, cuda, or auto: cuda where it can be used. On CUDA the profile knows only what lies outside the loop."""
     data: Path = field(
         default_factory=lambda: Path(os.environ.get("SPLATAD_TESTDATA") or REPO.parent / "shared" / "data")
     )
@@ -79,6 +84,7 @@ class Job:
 
     scene: Path
     config: FitConfig
+    device: str  # "cpu" or "cuda"
     asked: float  # time.time() when it was
 
 
@@ -102,19 +108,20 @@ def fit_one(job: Job) -> Figures:
     """Fit in this process, which must be fresh: its memory and processor time are taken as the fit's."""
     start = time.perf_counter()
     started_in = time.time() - job.asked
-    leave_cores_to_the_kernel(torch.device("cpu"))
+    device = torch.device(job.device)
+    leave_cores_to_the_kernel(device)
     with Profile() as profile:
         wrap_stages(profile)
         with profile.stage(READING):
             scene = load_scene(job.scene)
-        fit = fit_scene(scene, job.config)
+        fit = fit_scene(scene, job.config, device=device)
     seconds = {stage: profile.seconds[stage] for stage in STAGES} | {START: started_in}
     wall = time.perf_counter() - start + started_in
     seconds[REST] = wall - sum(seconds.values())
     return Figures(
         wall_s=wall,
         cpu_s=time.process_time(),
-        steps=profile.calls[OPTIMISER],
+        steps=fit.steps,
         splats=len(fit.gaussians),
         held_out={name: fit.mean_quality(name, held_out=True) for name in QUALITIES},
         fitted={name: fit.mean_quality(name, held_out=False) for name in QUALITIES},
@@ -161,11 +168,11 @@ def peak_memory_gb() -> float:
     return most / 1e9 if sys.platform == "darwin" else 1024 * most / 1e9
 
 
-def run(scene: Path, config: FitConfig) -> Figures:
+def run(scene: Path, config: FitConfig, device: str) -> Figures:
     """`fit_one` in a fresh process."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(fit_one, Job(scene, config, time.time())).result()
+        return pool.submit(fit_one, Job(scene, config, device, time.time())).result()
 
 
 def config_of(preset: str, options: Options) -> FitConfig:
@@ -173,6 +180,8 @@ def config_of(preset: str, options: Options) -> FitConfig:
     config = replace(PRESETS[preset], held_out_every=HELD_OUT_EVERY, checkpoint_seconds=0.0)
     if options.steps is not None:
         config = replace(config, steps=options.steps)
+    if options.size_px is not None:
+        config = replace(config, size_px=options.size_px)
     if options.splats is not None:
         first = min(config.initial_splats, options.splats)
         config = replace(config, splats=options.splats, initial_splats=first)
@@ -205,6 +214,7 @@ def main(options: Options) -> None:
     """
     if options.budgets and options.steps is not None:
         raise SystemExit("--budgets and --steps: the first finds the number of steps; give one of them")
+    device = choose_device(options.device).type
     console = Console(width=WIDTH)
     console.print("  ".join(f"{key}: {value}" for key, value in machine().items()))
     rows: list[dict[str, Any]] = []
@@ -215,13 +225,12 @@ def main(options: Options) -> None:
             for preset in options.presets:
                 config = config_of(preset, options)
                 if not options.budgets:
-                    rows.append(row_of(scene, preset, None, config))
+                    rows.append(row_of(scene, preset, None, config, device))
                     continue
-                seen = run(scene, replace(config, steps=min(config.steps, PILOT_STEPS)))
+                seen = run(scene, replace(config, steps=min(config.steps, PILOT_STEPS)), device)
                 for budget in sorted(options.budgets):
-                    rows.append(
-                        row_of(scene, preset, budget, replace(config, steps=steps_within(budget, seen)))
-                    )
+                    config = replace(config, steps=steps_within(budget, seen))
+                    rows.append(row_of(scene, preset, budget, config, device))
                     seen = Figures(**rows[-1]["figures"])
     print_quality(console, rows)
     print_profile(console, rows)
@@ -231,14 +240,15 @@ def main(options: Options) -> None:
         console.print(f"written: {options.json}")
 
 
-def row_of(scene: Path, preset: str, budget: float | None, config: FitConfig) -> dict[str, Any]:
+def row_of(scene: Path, preset: str, budget: float | None, config: FitConfig, device: str) -> dict[str, Any]:
     """Fit, and what to print and write of it."""
     before = load()
-    figures = run(scene, config)
+    figures = run(scene, config, device)
     return {
         "scene": scene.name,
         "preset": preset,
         "budget_s": budget,
+        "device": device,
         "config": asdict(config),
         "load": [before, load()],
         "figures": asdict(figures),
