@@ -107,7 +107,7 @@ class FitConfig:
 PRESETS: dict[str, FitConfig] = {
     "fast": FitConfig(steps=800, size_px=320, splats=30_000, initial_splats=12_000),
     "default": FitConfig(),
-    "best": FitConfig(steps=6000, splats=120_000, initial_splats=40_000),
+    "best": FitConfig(steps=4000, splats=100_000, initial_splats=30_000),
 }
 
 
