@@ -23,7 +23,7 @@ from prepare.atomic_write import write_with
 from prepare.camera import Camera
 from prepare.errors import InputError
 from recon.fit import Photo
-from recon.rasterize import rasterize
+from recon.rasterize import ExtraChannels, rasterize
 from recon.reference import Reference
 
 HELD_OUT_WEIGHT = (
@@ -122,20 +122,11 @@ def expected_deviation(
     device = reference.gaussians.device
     values = torch.cat([expected.variance, expected.seen.clamp_max(ENOUGH_PIXELS)[:, None]], dim=1).to(device)
     background = torch.cat([expected.background, torch.tensor([ENOUGH_PIXELS])]).to(device)
-    planes = []
-    for start in range(0, values.shape[1], 3):
-        part = values[:, start : start + 3]
-        over = background[start : start + 3]
-        missing = 3 - part.shape[1]
-        if missing:
-            part = torch.cat([part, part.new_zeros(len(part), missing)], dim=1)
-            over = torch.cat([over, over.new_zeros(missing)])
-        shown = rasterize(
-            reference.gaussians, camera, over, colours=part.contiguous(), options=reference.options
-        ).rgb
-        planes.append(shown[..., : 3 - missing].permute(2, 0, 1))
-    stacked = torch.cat(planes)
-    return stacked[:-1].clamp_min(0).sqrt(), stacked[-1]
+    shown = rasterize(
+        reference.gaussians, camera, options=reference.options, extra=ExtraChannels(values, background)
+    ).extra
+    assert shown is not None
+    return shown[:-1].clamp_min(0).sqrt(), shown[-1]
 
 
 def save_expected(path: Path, expected: ExpectedResidual) -> None:

@@ -35,6 +35,15 @@ class Render:
     depth: (
         Float[Tensor, "height width"] | None
     )  # sum of weights times z; divide by alpha for the expected depth
+    extra: Float[Tensor, "channel height width"] | None = None  # where asked for; carries no gradient
+
+
+@dataclass(frozen=True)
+class ExtraChannels:
+    """What is composited beside the colour in the same pass, with the same weights: expected residuals, say."""
+
+    values: Float[Tensor, "n channel"]  # of each splat
+    background: Float[Tensor, " channel"]  # where no splat covers the pixel
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,13 @@ def rasterize(
     *,
     colours: Float[Tensor, "n rgb=3"] | None = None,
     options: RasterOptions | None = None,
+    extra: ExtraChannels | None = None,
     backend: Backend = "auto",
 ) -> Render:
     """The view of `gaussians` from `camera` over `background` (black where None).
 
-    `colours` replaces the harmonics by values that are composited as they stand (any three channels).
+    `colours` replaces the harmonics by values that are composited as they stand (any three channels); `extra` adds any
+    number of channels to the pass, without gradients.
     `auto` takes the device of the splats: gsplat on CUDA, the C++ kernel on the CPU.
 
     Raises: MissingPartError where the wanted rasteriser is not there; it is never replaced silently.
@@ -70,16 +81,16 @@ def rasterize(
     if chosen == "cuda":
         from recon.rasterize_cuda import rasterize_cuda
 
-        return rasterize_cuda(gaussians, camera, background, colours, options)
+        return rasterize_cuda(gaussians, camera, background, colours, options, extra=extra)
     if chosen == "cpu":
         from recon.rasterize_cpu import rasterize_cpu
 
-        return rasterize_cpu(gaussians, camera, background, colours, options)
+        return rasterize_cpu(gaussians, camera, background, colours, options, extra=extra)
     if chosen != "reference":
         raise ValueError(f"backend {chosen!r}: there are auto, cuda, cpu and reference")
     from recon.rasterize_reference import rasterize_reference
 
-    return rasterize_reference(gaussians, camera, background, colours, options)
+    return rasterize_reference(gaussians, camera, background, colours, options, extra=extra)
 
 
 def choose_backend(device: torch.device) -> Literal["cuda", "cpu"]:

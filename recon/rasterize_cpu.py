@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from prepare.camera import Camera
 from recon.gaussians import Gaussians
 from recon.kernel.library import CameraInput, SplatGradients, SplatInput, ViewContext, check, library
-from recon.rasterize import BLUR_PX2, RasterOptions, Render
+from recon.rasterize import BLUR_PX2, ExtraChannels, RasterOptions, Render
 
 
 def rasterize_cpu(
@@ -25,6 +25,8 @@ def rasterize_cpu(
     options: RasterOptions,
     means2d_gradient: Float[Tensor, "n uv=2"] | None = None,
     weights: Float[Tensor, " n"] | None = None,
+    *,
+    extra: ExtraChannels | None = None,
 ) -> Render:
     """The view of `gaussians` from `camera`; float32 on the CPU only, the same bits for any number of threads.
 
@@ -33,8 +35,8 @@ def rasterize_cpu(
     Source: Kerbl et al. 2023, with exact 4x4-pixel block culling; see docs/decisions/0003-cpu-kernel.md.
     """
     degree = gaussians.sh_degree if options.sh_degree is None else options.sh_degree
-    frame = View(camera, options, min(degree, gaussians.sh_degree))
-    rgb, alpha, depth = _Rasterize.apply(
+    view = View(camera, options, min(degree, gaussians.sh_degree), extra)
+    rgb, alpha, depth, further = _Rasterize.apply(
         gaussians.means,
         gaussians.quats,
         gaussians.log_scales,
@@ -43,20 +45,23 @@ def rasterize_cpu(
         colours,
         camera.world_to_cam,
         background,
-        frame,
+        view,
         means2d_gradient,
         weights,
     )
-    return Render(rgb=rgb.permute(1, 2, 0), alpha=alpha, depth=depth)
+    return Render(rgb=rgb.permute(1, 2, 0), alpha=alpha, depth=depth, extra=further)
 
 
 class View:
     """Everything about a call that is not a tensor."""
 
-    def __init__(self, camera: Camera, options: RasterOptions, sh_degree: int) -> None:
+    def __init__(
+        self, camera: Camera, options: RasterOptions, sh_degree: int, extra: ExtraChannels | None
+    ) -> None:
         self.camera = camera
         self.options = options
         self.sh_degree = sh_degree
+        self.extra = extra
 
 
 def splat_input(parameters: Sequence[Tensor], colours: Tensor | None, sh_degree: int) -> SplatInput:
@@ -128,6 +133,33 @@ def check_shapes(
             raise ValueError(f"{name}: shape {tuple(tensor.shape)}, {wanted[name]} expected for {n} splats")
 
 
+def _composite_extra(
+    extra: ExtraChannels, context: ViewContext, frame: CameraInput, count: int, camera: Camera
+) -> Float[Tensor, "channel height width"]:
+    """The extra channels of the view whose lists `context` holds.
+
+    Raises: ValueError where they do not fit the splats, TypeError for another type or device.
+    """
+    values, behind = contiguous_float32(extra.values), contiguous_float32(extra.background)
+    channels = len(behind)
+    if tuple(values.shape) != (count, channels):
+        raise ValueError(
+            f"extra: {tuple(values.shape)} values for {count} splats and a background of {channels} channels"
+        )
+    out = values.new_empty(channels, camera.height, camera.width)
+    check(
+        library().splatad_composite_extra(
+            context.handle,
+            ctypes.byref(frame),
+            values.data_ptr(),
+            channels,
+            behind.data_ptr(),
+            out.data_ptr(),
+        )
+    )
+    return out
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -147,7 +179,7 @@ class _Rasterize(torch.autograd.Function):
         view: View,
         means2d_gradient: Tensor | None,
         weights: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         camera, options = view.camera, view.options
         check_shapes(means, quats, log_scales, logit_opacities, sh, colours, background)
         means, quats, log_scales = map(contiguous_float32, (means, quats, log_scales))
@@ -172,13 +204,17 @@ class _Rasterize(torch.autograd.Function):
                 _address(depth),
             )
         )
+        further = None
+        if view.extra is not None:
+            further = _composite_extra(view.extra, context, frame, len(means), camera)
+            ctx.mark_non_differentiable(further)
         ctx.save_for_backward(
             means, quats, log_scales, logit_opacities, sh, colours, background, rgb, alpha, depth
         )
         ctx.splats, ctx.frame, ctx.context = splats, frame, context
         ctx.means2d_gradient, ctx.weights = means2d_gradient, weights
         ctx.set_materialize_grads(False)
-        return rgb, alpha, depth
+        return rgb, alpha, depth, further
 
     @staticmethod
     @once_differentiable
@@ -186,7 +222,7 @@ class _Rasterize(torch.autograd.Function):
         means, quats, log_scales, logit_opacities, sh, colours, background, rgb, alpha, depth = (
             ctx.saved_tensors
         )
-        v_rgb, v_alpha, v_depth = (None if v is None else v.contiguous() for v in v_outputs)
+        v_rgb, v_alpha, v_depth = (None if v is None else v.contiguous() for v in v_outputs[:3])
         if v_rgb is None:
             v_rgb = torch.zeros_like(rgb)
         needs = ctx.needs_input_grad

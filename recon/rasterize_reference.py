@@ -13,7 +13,7 @@ from torch import Tensor
 from prepare.camera import Camera
 from recon.gaussians import Gaussians, rotation_matrices
 from recon.harmonics import shade
-from recon.rasterize import BLUR_PX2, RasterOptions, Render
+from recon.rasterize import BLUR_PX2, ExtraChannels, RasterOptions, Render
 
 ALPHA_MAX = 0.999
 ALPHA_MIN = 1.0 / 255.0
@@ -26,6 +26,7 @@ def rasterize_reference(
     background: Float[Tensor, "rgb=3"],
     colours: Float[Tensor, "n rgb=3"] | None,
     options: RasterOptions,
+    extra: ExtraChannels | None = None,
 ) -> Render:
     """The view of `gaussians` from `camera`; see `recon.rasterize.rasterize`."""
     rotation, translation = camera.world_to_cam[:3, :3], camera.world_to_cam[:3, 3]
@@ -88,4 +89,9 @@ def rasterize_reference(
     shape = (camera.height, camera.width)
     rgb = torch.einsum("np,nc->pc", weight, shown) + through[:, None] * background
     depth = torch.einsum("np,n->p", weight, z).reshape(shape) if options.depth else None
-    return Render(rgb=rgb.reshape(*shape, 3), alpha=(1.0 - through).reshape(shape), depth=depth)
+    further = None
+    if extra is not None:
+        values = extra.values[drawn][order]
+        further = torch.einsum("np,nc->cp", weight, values) + extra.background[:, None] * through
+        further = further.detach().reshape(-1, *shape)
+    return Render(rgb.reshape(*shape, 3), (1.0 - through).reshape(shape), depth, further)

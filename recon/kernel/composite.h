@@ -179,6 +179,87 @@ void composite_tile(const Call& call, int tile) {
   }
 }
 
+// Further channels through the lists of the last forward, three at a time: projecting, sorting and binning are not
+// repeated. Same decisions as composite_tile, which must stay so.
+void extra_tile(const Call& call, int tile, int first) {
+  const Context& context = *call.context;
+  const CameraInput& camera = *call.camera;
+  const int tile_x = tile % context.tiles_x, tile_y = tile / context.tiles_x;
+  const size_t plane = static_cast<size_t>(camera.width) * camera.height;
+  const int channels = smaller(3, call.extra_width - first);
+  float* const out_planes = call.out_extra + first * plane;
+  const uint32_t begin = context.tile_start[tile], end = context.tile_start[tile + 1];
+  if (begin == end) {
+    for (int channel = 0; channel < channels; ++channel)
+      fill_rows(out_planes + channel * plane, camera, tile_x, tile_y, call.extra_background[first + channel]);
+    return;
+  }
+  BlockState state[64];
+  const uint64_t used = context.tile_blocks[tile];
+  uint64_t alive = used;
+  const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
+  const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
+  const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), one = set(1.0f), stop = set(kStop);
+  const Lanes zero = set(0.0f);
+  for (uint64_t blocks = used; blocks != 0; blocks &= blocks - 1) {
+    BlockState& b = state[__builtin_ctzll(blocks)];
+    store_mask(b.open, greater(one, zero));
+    store(b.through, one), store(b.red, zero), store(b.green, zero), store(b.blue, zero);
+  }
+  for (uint32_t at = begin; at < end && alive != 0; ++at) {
+    if (at + kAhead < end) __builtin_prefetch(context.pairs[at + kAhead]);
+    const Pair& pair = *context.pairs[at];
+    uint64_t blocks = pair.mask & alive;
+    if (blocks == 0) continue;
+    const float* given = call.extra + static_cast<size_t>(context.order[pair.rank]) * call.extra_width + first;
+    const Lanes red = set(given[0]), green = channels > 1 ? set(given[1]) : zero;
+    const Lanes blue = channels > 2 ? set(given[2]) : zero;
+    PairLanes lanes;
+    pair_lanes(pair, x0, y0, lanes);
+    for (; blocks != 0; blocks &= blocks - 1) {
+      const int block = __builtin_ctzll(blocks);
+      BlockState& b = state[block];
+      Lanes p, q;
+      const Lanes alpha = minimum(exp2_lanes(exponent(lanes, block, p, q)), ceiling);
+      const Lanes t = load(b.through);
+      const LaneMask live = both(load_mask(b.open), greater_equal(alpha, threshold));
+      Lanes w = keep(live, t * alpha);
+      Lanes next = t - w;
+      const LaneMask stops = both(live, greater_equal(stop, next));
+      if (any(stops)) {
+        const LaneMask open = but_not(load_mask(b.open), stops);
+        store_mask(b.open, open);
+        w = keep(but_not(live, stops), w);
+        next = pick(stops, t, next);
+        if (!any(open)) alive &= ~(1ull << block);
+      }
+      store(b.red, mul_add(w, red, load(b.red)));
+      store(b.green, mul_add(w, green, load(b.green)));
+      store(b.blue, mul_add(w, blue, load(b.blue)));
+      store(b.through, next);
+    }
+  }
+  alignas(64) float out[16];
+  for (uint64_t blocks = blocks_in_image(camera, tile_x, tile_y); blocks != 0; blocks &= blocks - 1) {
+    const int block = __builtin_ctzll(blocks);
+    const BlockPlace place = block_place(camera, tile_x, tile_y, block);
+    const BlockState& b = state[block];
+    const bool hit = (used >> block) & 1;
+    const float* const value[3] = {b.red, b.green, b.blue};
+    for (int channel = 0; channel < channels; ++channel) {
+      const Lanes behind = set(call.extra_background[first + channel]);
+      store(out, hit ? mul_add(load(b.through), behind, load(value[channel])) : behind);
+      write_block(out_planes + channel * plane, camera, place, out);
+    }
+  }
+}
+
+void extra_task(void* argument, int32_t place) {
+  const Call& call = *static_cast<Call*>(argument);
+  const int tiles = call.context->tiles_x * call.context->tiles_y;
+  extra_tile(call, static_cast<int>(call.context->tile_order[place % tiles]), 3 * (place / tiles));
+}
+
 void composite_task(void* argument, int32_t place) {
   const Call& call = *static_cast<Call*>(argument);
   const int tile = static_cast<int>(call.context->tile_order[place]);

@@ -95,6 +95,10 @@ struct Call {  // everything a task needs of one view
   float* out_rgb;
   float* out_alpha;
   float* out_depth;
+  const float* extra;             // n x extra_width, by splat index: composited like colours; null in the main pass
+  const float* extra_background;  // extra_width
+  float* out_extra;               // extra_width x height x width
+  int32_t extra_width;
   const float* rgb;
   const float* alpha;
   const float* depth;

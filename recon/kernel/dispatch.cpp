@@ -197,7 +197,7 @@ struct Startup {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int32_t splatad_abi_version() { return 4; }
+EXPORT int32_t splatad_abi_version() { return 5; }
 EXPORT const char* splatad_isa() { return table->name; }
 EXPORT int32_t splatad_threads() { return pool()->threads(); }
 EXPORT void splatad_set_threads(int32_t count) { pool()->set_threads(count); }
@@ -224,6 +224,10 @@ EXPORT void splatad_destroy(Context* context) { table->destroy(context); }
 EXPORT int32_t splatad_forward(Context* context, const SplatInput* splats, const CameraInput* camera,
                                const float* background, float* rgb, float* alpha, float* depth) {
   return table->forward(context, &runtime, splats, camera, background, rgb, alpha, depth);
+}
+EXPORT int32_t splatad_composite_extra(Context* context, const CameraInput* camera, const float* extra,
+                                       int32_t extra_width, const float* background, float* out) {
+  return table->composite_extra(context, &runtime, camera, extra, extra_width, background, out);
 }
 EXPORT int32_t splatad_backward(Context* context, const SplatInput* splats, const CameraInput* camera,
                                 const float* background, const float* rgb, const float* alpha, const float* depth,

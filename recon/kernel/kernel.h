@@ -92,6 +92,10 @@ struct KernelTable {
   // Returns 0, or 1 where memory ran out. `depth` may be null.
   int32_t (*forward)(Context*, const Runtime*, const SplatInput*, const CameraInput*, const float* background,
                      float* rgb, float* alpha, float* depth);
+  // After forward on the same context, with the same camera: `extra` (count x extra_width, by splat) composited like
+  // colours over `background` (extra_width) into `out` (extra_width x height x width).
+  int32_t (*composite_extra)(Context*, const Runtime*, const CameraInput*, const float* extra, int32_t extra_width,
+                             const float* background, float* out);
   // Gradients of the loss by the outputs of the last forward on this context; v_alpha and v_depth may be null.
   int32_t (*backward)(Context*, const Runtime*, const SplatInput*, const CameraInput*, const float* background,
                       const float* rgb, const float* alpha, const float* depth, const float* v_rgb,

@@ -75,6 +75,15 @@ int32_t forward(Context* context, const Runtime* runtime, const SplatInput* spla
   return 0;
 }
 
+int32_t composite_extra(Context* context, const Runtime* runtime, const CameraInput* camera, const float* extra,
+                        int32_t extra_width, const float* background, float* out) {
+  Call call{};
+  call.context = context, call.camera = camera;
+  call.extra = extra, call.extra_width = extra_width, call.extra_background = background, call.out_extra = out;
+  runtime->parallel_for(context->tiles_x * context->tiles_y * ((extra_width + 2) / 3), extra_task, &call);
+  return 0;
+}
+
 int32_t backward(Context* context, const Runtime* runtime, const SplatInput* splats, const CameraInput* camera,
                  const float* background, const float* rgb, const float* alpha, const float* depth,
                  const float* v_rgb, const float* v_alpha, const float* v_depth, const SplatGradients* gradients) {
@@ -152,9 +161,10 @@ void statistics(const Context* context, ViewStatistics* out) {
   for (int stage = 0; stage < kStages; ++stage) out->stage_ms[stage] = context->stage_ms[stage];
 }
 
-const KernelTable kernel_table{SPLATAD_TEXT(SPLATAD_ISA), create,       destroy, forward,   backward,
-                               pose_step,                 ssim_moments, l1_ssim, adam_step, statistics,
-                               peak_multiply_adds};
+const KernelTable kernel_table{
+    SPLATAD_TEXT(SPLATAD_ISA), create,  destroy,   forward,    composite_extra,    backward, pose_step,
+    ssim_moments,              l1_ssim, adam_step, statistics, peak_multiply_adds,
+};
 
 }  // namespace
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from prepare.errors import MissingPartError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 InstructionSet = Literal["auto", "base", "v3", "v4"]
 
 
@@ -164,6 +164,7 @@ def library() -> ctypes.CDLL:
     loaded.splatad_create.restype = c_void_p
     loaded.splatad_destroy.argtypes = [c_void_p]
     loaded.splatad_forward.argtypes = [c_void_p] * 7
+    loaded.splatad_composite_extra.argtypes = [c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_void_p]
     loaded.splatad_backward.argtypes = [c_void_p] * 11
     loaded.splatad_pose_step.argtypes = [c_void_p] * 10
     loaded.splatad_ssim_moments.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]

@@ -17,7 +17,7 @@ from prepare.errors import MissingPartError
 from recon.gaussians import Gaussians, gaussians_from_points, rotation_matrices
 from recon.harmonics import SH_C0
 from recon.kernel.library import choose_instruction_set
-from recon.rasterize import BLUR_PX2, Backend, RasterOptions, Render, choose_backend, rasterize
+from recon.rasterize import BLUR_PX2, Backend, ExtraChannels, RasterOptions, Render, choose_backend, rasterize
 from recon.rasterize_cpu import rasterize_cpu
 
 BACKGROUND = (0.2, 0.5, 0.9)
@@ -605,3 +605,44 @@ def test_colours_of_constant_harmonics_are_half_plus_the_coefficient() -> None:
         splats, camera, colours=(0.5 + SH_C0 * splats.sh[:, 0]).clamp_min(0.0), backend="cpu"
     ).rgb
     torch.testing.assert_close(given, shaded, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_extra_channels_come_with_the_same_pass_and_leave_the_picture_and_its_gradients_alone(
+    channels: int, antialiased: bool, instruction_set: str
+) -> None:
+    splats, camera = _splats(300, 1, spread=0.6), _camera(77, 45)
+    generator = torch.Generator().manual_seed(5)
+    extra = ExtraChannels(
+        torch.randn(300, channels, generator=generator, dtype=torch.float64),
+        torch.randn(channels, generator=generator, dtype=torch.float64),
+    )
+    options = RasterOptions(antialiased=antialiased)
+    truth = rasterize(splats, camera, options=options, extra=extra, backend="reference")
+    single, view = _single(splats, camera)
+    for parameter in single.tensors().values():
+        parameter.requires_grad_()
+    beside = ExtraChannels(extra.values.float(), extra.background.float())
+    found = rasterize(single, view, options=options, extra=beside)
+    plain = rasterize(single, view, options=options)
+    assert found.extra is not None
+    assert truth.extra is not None
+    assert found.extra.shape == (channels, 45, 77)
+    assert not found.extra.requires_grad
+    torch.testing.assert_close(found.extra.double(), truth.extra, rtol=0, atol=2e-5)
+    assert torch.equal(found.rgb, plain.rgb)
+    weight = torch.rand(45, 77, 3, generator=generator)
+    leaves = list(single.tensors().values())
+    with_extra = torch.autograd.grad((found.rgb * weight).sum(), leaves)
+    without = torch.autograd.grad((plain.rgb * weight).sum(), leaves)
+    for a, b in zip(with_extra, without, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_extra_channels_that_do_not_fit_the_splats_are_refused() -> None:
+    splats, camera = _single(_splats(20, 0), _camera(32, 32))
+    with pytest.raises(ValueError, match="19, 2"):
+        rasterize(splats, camera, extra=ExtraChannels(torch.zeros(19, 2), torch.zeros(2)))
+    with pytest.raises(TypeError, match="float64"):
+        rasterize(splats, camera, extra=ExtraChannels(torch.zeros(20, 1).double(), torch.zeros(1)))
