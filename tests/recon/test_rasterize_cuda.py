@@ -12,7 +12,7 @@ from torch import Tensor
 from prepare.camera import Camera, look_at
 from prepare.errors import MissingPartError
 from recon.gaussians import Gaussians
-from recon.rasterize import Backend, RasterOptions, rasterize
+from recon.rasterize import Backend, ExtraChannels, RasterOptions, rasterize
 
 
 def _scene(degree: int) -> tuple[Gaussians, Camera]:
@@ -38,8 +38,13 @@ def _outputs_and_gradients(
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in splats.tensors().items()}
     pose = camera.world_to_cam.clone().requires_grad_()
     background = torch.tensor([0.2, 0.5, 0.9]).to(splats.means)
-    render = rasterize(Gaussians(**leaves), camera.moved(pose), background, options=options, backend=backend)
+    values = torch.randn(len(splats.means), 5, generator=torch.Generator().manual_seed(2)).to(splats.means)
+    extra = ExtraChannels(values, torch.arange(5.0).to(splats.means))
+    render = rasterize(
+        Gaussians(**leaves), camera.moved(pose), background, options=options, extra=extra, backend=backend
+    )
     assert render.depth is not None
+    assert render.extra is not None
     generator = torch.Generator().manual_seed(1)
     outputs = {"rgb": render.rgb, "alpha": render.alpha, "depth": render.depth}
     weights = [torch.randn(o.shape, generator=generator).to(o) for o in outputs.values()]
@@ -47,7 +52,8 @@ def _outputs_and_gradients(
     gradients: dict[str, Any] = {f"gradient by {name}": leaf.grad for name, leaf in leaves.items()}
     gradients["gradient by world_to_cam"] = None if pose.grad is None else pose.grad[:3]
     assert all(gradient is not None for gradient in gradients.values())
-    return {name: t.detach().double().cpu() for name, t in (outputs | gradients).items()}
+    found = outputs | gradients | {"extra": render.extra}
+    return {name: t.detach().double().cpu() for name, t in found.items()}
 
 
 @pytest.mark.gpu
