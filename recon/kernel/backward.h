@@ -249,8 +249,8 @@ void backward_project_task(void* argument, int32_t chunk_index) {
     // What was not drawn has sums of zero, but zero times infinity is not a number: such lanes are set to zero below.
     const LaneMask shown = greater(load(flags[0]), zero);
 
-    // ln alpha = ln opacity - d^T cov^-1 d / 2; with w = cov^-1 d its derivative by the centre is w and by the covariance
-    // w w^T / 2. In Drawn's coordinates w = 2 ln 2 (along p, across q - slant along p).
+    // ln alpha = ln opacity - d^T cov^-1 d / 2; with w = cov^-1 d its derivative by the centre is w and by the
+    // covariance w w^T / 2. In Drawn's coordinates w = 2 ln 2 (along p, across q - slant along p).
     const Whitening white = whiten(p);
     const Lanes by_p = set(2.0f * kLn2) * white.along, by_q = set(2.0f * kLn2) * white.across;
     const Lanes lean = zero - white.slant * by_p;

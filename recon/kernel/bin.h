@@ -104,7 +104,7 @@ void slot_task(void* argument, int32_t chunk) {
   context.chunk_slot[chunk] = total;
 }
 
-// The lists hold pointers: copying the pairs into the order of the tiles costs more than reading them out of order does.
+// The lists hold pointers: copying the pairs into the order of the tiles costs more than reading them out of order.
 void place_task(void* argument, int32_t index) {
   Context& context = *static_cast<Call*>(argument)->context;
   Chunk& chunk = context.chunks[index];

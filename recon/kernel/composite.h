@@ -57,7 +57,7 @@ inline void write_block(float* plane, const CameraInput& camera, const BlockPlac
 // Where a block's pixels lie from a tile's first block, px.
 alignas(64) constexpr float kBlockOffset[kBlocksAcross] = {0, 4, 8, 12, 16, 20, 24, 28};
 
-struct PairLanes {  // a pair's p and q (see Drawn) at the pixels of the tile's first block; what each block adds to them
+struct PairLanes {  // a pair's p and q (see Drawn) at the pixels of the tile's first block; what each block adds
   Lanes p, q, lo;
   alignas(32) float p_across[kBlocksAcross], p_down[kBlocksAcross], q_down[kBlocksAcross];
 };

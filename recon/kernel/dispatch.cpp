@@ -77,9 +77,9 @@ class Pool {
     std::atomic<int32_t> users;
   };
 
-  // A worker that lost its core in the middle of a task keeps the caller waiting for a time slice. Where the wait is longer
-  // than the caller's own work, the caller does the next jobs alone, and more of them each time it happens again: beside a
-  // busy neighbour two threads are then about as fast as one, not slower.
+  // A worker that lost its core in the middle of a task keeps the caller waiting for a time slice. Where the wait is
+  // longer than the caller's own work, the caller does the next jobs alone, and more of them each time it happens
+  // again: beside a busy neighbour two threads are then about as fast as one, not slower.
   void note_wait(Clock::duration work, Clock::duration wait) {
     constexpr int32_t kFirst = 64, kMost = 2048;
     if (wait > std::chrono::milliseconds(1) && wait > work) {

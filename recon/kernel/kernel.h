@@ -74,7 +74,7 @@ struct ViewStatistics {
   int64_t drawn;             // splats
   int64_t pairs;             // of splat and tile
   int64_t block_operations;  // splat-tile-block triples: sixteen pixels each
-  double stage_ms[6];        // of the last forward: project, sort, bin, composite; of the last backward: composite, project
+  double stage_ms[6];  // of the last forward: project, sort, bin, composite; of the last backward: composite, project
 };
 
 struct Context;  // one view between forward and backward; buffers are reused through the pool

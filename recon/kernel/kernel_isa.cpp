@@ -144,11 +144,12 @@ Context* create() {
 void destroy(Context* context) {
   if (context == nullptr) return;
   for (size_t chunk = 0; chunk < context->chunk_capacity; ++chunk) context->chunks[chunk].pairs.release();
-  context->projected.release(), context->shown.release(), context->slot_range.release(), context->chunk_slot.release(), context->chunk_visible.release();
-  context->keys.release(), context->keys_other.release(), context->order.release(), context->order_other.release();
+  context->projected.release(), context->shown.release(), context->slot_range.release();
+  context->chunk_slot.release(), context->chunk_visible.release(), context->keys.release();
+  context->keys_other.release(), context->order.release(), context->order_other.release();
   context->histograms.release(), context->chunks.release(), context->chunk_tile.release();
-  context->tile_start.release(), context->tile_blocks.release(), context->tile_order.release(), context->pairs.release(), context->slots.release();
-  context->partial.release(), context->tangents.release();
+  context->tile_start.release(), context->tile_blocks.release(), context->tile_order.release();
+  context->pairs.release(), context->slots.release(), context->partial.release(), context->tangents.release();
   free(context);
 }
 
