@@ -58,7 +58,7 @@ void backward_tile(const Call& call, int tile) {
   }
   const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
   const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
-  const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), stop = set(kStop);
+  const Lanes ceiling = set(kAlphaMax);
   for (uint32_t at = begin; at < end; ++at) {
     if (at + 3 < end) __builtin_prefetch(&context.slots[static_cast<size_t>(context.pairs[at + 3]->slot) * kSlot], 1);
     if (at + kAhead < end) __builtin_prefetch(context.pairs[at + kAhead]);
@@ -79,19 +79,8 @@ void backward_tile(const Call& call, int tile) {
       Lanes p, q;
       const Lanes raw = exp2_lanes(exponent(lanes, block, p, q));
       const Lanes alpha = minimum(raw, ceiling);
-      const Lanes t = load(b.through);
-      LaneMask live = both(load_mask(b.open), greater_equal(alpha, threshold));
-      Lanes w = keep(live, t * alpha);
-      Lanes next = t - w;
-      const LaneMask stops = both(live, greater_equal(stop, next));
-      if (any(stops)) {
-        const LaneMask open = but_not(load_mask(b.open), stops);
-        store_mask(b.open, open);
-        live = but_not(live, stops);
-        w = keep(live, w);
-        next = pick(stops, t, next);
-        if (!any(open)) alive &= ~(1ull << block);
-      }
+      const Passage passage = pass_block(alpha, load(b.through), b.open, block, alive);
+      const Lanes w = passage.weight;
       const Lanes vr = load(b.v_red), vg = load(b.v_green), vb = load(b.v_blue);
       weights = weights + w;
       to_red = mul_add(w, vr, to_red);
@@ -107,7 +96,7 @@ void backward_tile(const Call& call, int tile) {
       const Lanes rest = load(b.behind) - shown;
       store(b.behind, rest);
       // d alpha / d ln alpha = alpha, and nothing passes the clamp at 0.999.
-      const Lanes g = keep(both(live, greater(ceiling, raw)), shown - rest * (alpha * reciprocal(one - alpha)));
+      const Lanes g = keep(both(passage.live, greater(ceiling, raw)), shown - rest * (alpha * reciprocal(one - alpha)));
       g0 = g0 + g;
       const Lanes g_p = g * p, g_q = g * q;
       gp = gp + g_p;
@@ -115,7 +104,7 @@ void backward_tile(const Call& call, int tile) {
       gpp = mul_add(g_p, p, gpp);
       gpq = mul_add(g_p, q, gpq);
       gqq = mul_add(g_q, q, gqq);
-      store(b.through, next);
+      store(b.through, passage.next);
     }
     sum_four(g0, gp, gq, gpp, slot);
     sum_four(gpq, gqq, to_red, to_green, slot + 4);

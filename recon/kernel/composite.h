@@ -96,6 +96,31 @@ struct alignas(64) BlockState {
   StoredMask open;  // the pixels that have not stopped
 };
 
+struct Passage {  // what a splat does in the sixteen pixels of a block
+  Lanes weight;   // of its colour
+  Lanes next;     // transmittance behind it
+  LaneMask live;  // where it counts: alpha >= 1/255 in a pixel that has not stopped and does not stop here
+};
+
+// The one place that decides which splats count, so that forward, backward and pose agree. A splat that would bring the
+// transmittance `t` to the limit does not count and closes the pixel; a block without open pixels leaves `alive`.
+inline Passage pass_block(Lanes alpha, Lanes t, StoredMask& open, int block, uint64_t& alive) {
+  Passage passage;
+  passage.live = both(load_mask(open), greater_equal(alpha, set(kAlphaMin)));
+  passage.weight = keep(passage.live, t * alpha);
+  passage.next = t - passage.weight;
+  const LaneMask stops = both(passage.live, greater_equal(set(kStop), passage.next));
+  if (any(stops)) {
+    const LaneMask left = but_not(load_mask(open), stops);
+    store_mask(open, left);
+    passage.live = but_not(passage.live, stops);
+    passage.weight = keep(passage.live, passage.weight);
+    passage.next = pick(stops, t, passage.next);
+    if (!any(left)) alive &= ~(1ull << block);
+  }
+  return passage;
+}
+
 template <bool kDepth>
 void composite_tile(const Call& call, int tile) {
   const Context& context = *call.context;
@@ -115,8 +140,7 @@ void composite_tile(const Call& call, int tile) {
   uint64_t used = 0, alive = present;
   const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
   const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
-  const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), one = set(1.0f), stop = set(kStop);
-  const Lanes zero = set(0.0f);
+  const Lanes ceiling = set(kAlphaMax), one = set(1.0f), zero = set(0.0f);
   const LaneMask all = greater(one, zero);
   for (uint32_t at = begin; at < end && alive != 0; ++at) {
     if (at + kAhead < end) __builtin_prefetch(context.pairs[at + kAhead]);
@@ -137,23 +161,13 @@ void composite_tile(const Call& call, int tile) {
       BlockState& b = state[block];
       Lanes p, q;
       const Lanes alpha = minimum(exp2_lanes(exponent(lanes, block, p, q)), ceiling);
-      const Lanes t = load(b.through);
-      const LaneMask live = both(load_mask(b.open), greater_equal(alpha, threshold));
-      Lanes w = keep(live, t * alpha);
-      Lanes next = t - w;
-      const LaneMask stops = both(live, greater_equal(stop, next));
-      if (any(stops)) {  // the splat that would stop a pixel does not count
-        const LaneMask open = but_not(load_mask(b.open), stops);
-        store_mask(b.open, open);
-        w = keep(but_not(live, stops), w);
-        next = pick(stops, t, next);
-        if (!any(open)) alive &= ~(1ull << block);
-      }
+      const Passage passage = pass_block(alpha, load(b.through), b.open, block, alive);
+      const Lanes w = passage.weight;
       store(b.red, mul_add(w, set(pair.red), load(b.red)));
       store(b.green, mul_add(w, set(pair.green), load(b.green)));
       store(b.blue, mul_add(w, set(pair.blue), load(b.blue)));
       if (kDepth) store(b.depth, mul_add(w, set(pair.depth), load(b.depth)));
-      store(b.through, next);
+      store(b.through, passage.next);
     }
   }
   context.tile_blocks.data[tile] = used;
@@ -180,7 +194,7 @@ void composite_tile(const Call& call, int tile) {
 }
 
 // Further channels through the lists of the last forward, three at a time: projecting, sorting and binning are not
-// repeated. Same decisions as composite_tile, which must stay so.
+// repeated.
 void extra_tile(const Call& call, int tile, int first) {
   const Context& context = *call.context;
   const CameraInput& camera = *call.camera;
@@ -199,8 +213,7 @@ void extra_tile(const Call& call, int tile, int first) {
   uint64_t alive = used;
   const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
   const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
-  const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), one = set(1.0f), stop = set(kStop);
-  const Lanes zero = set(0.0f);
+  const Lanes ceiling = set(kAlphaMax), one = set(1.0f), zero = set(0.0f);
   for (uint64_t blocks = used; blocks != 0; blocks &= blocks - 1) {
     BlockState& b = state[__builtin_ctzll(blocks)];
     store_mask(b.open, greater(one, zero));
@@ -221,22 +234,12 @@ void extra_tile(const Call& call, int tile, int first) {
       BlockState& b = state[block];
       Lanes p, q;
       const Lanes alpha = minimum(exp2_lanes(exponent(lanes, block, p, q)), ceiling);
-      const Lanes t = load(b.through);
-      const LaneMask live = both(load_mask(b.open), greater_equal(alpha, threshold));
-      Lanes w = keep(live, t * alpha);
-      Lanes next = t - w;
-      const LaneMask stops = both(live, greater_equal(stop, next));
-      if (any(stops)) {
-        const LaneMask open = but_not(load_mask(b.open), stops);
-        store_mask(b.open, open);
-        w = keep(but_not(live, stops), w);
-        next = pick(stops, t, next);
-        if (!any(open)) alive &= ~(1ull << block);
-      }
+      const Passage passage = pass_block(alpha, load(b.through), b.open, block, alive);
+      const Lanes w = passage.weight;
       store(b.red, mul_add(w, red, load(b.red)));
       store(b.green, mul_add(w, green, load(b.green)));
       store(b.blue, mul_add(w, blue, load(b.blue)));
-      store(b.through, next);
+      store(b.through, passage.next);
     }
   }
   alignas(64) float out[16];

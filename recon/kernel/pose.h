@@ -163,7 +163,7 @@ void pose_tile(const Call& call, int tile, double* sums) {
   }
   const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
   const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
-  const Lanes threshold = set(kAlphaMin), ceiling = set(kAlphaMax), stop = set(kStop);
+  const Lanes ceiling = set(kAlphaMax);
   for (uint32_t at = begin; at < end && alive != 0; ++at) {
     if (at + 4 < end) {
       const float* ahead = &context.tangents[static_cast<size_t>(context.pairs[at + 4]->rank) * kTangent];
@@ -185,23 +185,13 @@ void pose_tile(const Call& call, int tile, double* sums) {
       const Lanes dx = from_x + set(kBlockOffset[block & 7]), dy = from_y + set(kBlockOffset[block >> 3]);
       const Lanes alpha = minimum(raw, ceiling);
       const Lanes t = load(through[block]);
-      LaneMask live = both(load_mask(open[block]), greater_equal(alpha, threshold));
-      if (!any(live)) continue;
+      const Passage passage = pass_block(alpha, t, open[block], block, alive);
+      if (!any(passage.live)) continue;
       if (!((used >> block) & 1)) {
         memset(jacobian[block], 0, sizeof(jacobian[block]));
         used |= 1ull << block;
       }
-      Lanes w = keep(live, t * alpha);
-      Lanes next = t - w;
-      const LaneMask stops = both(live, greater_equal(stop, next));
-      if (any(stops)) {
-        const LaneMask left = but_not(load_mask(open[block]), stops);
-        store_mask(open[block], left);
-        live = but_not(live, stops);
-        w = keep(live, w);
-        next = pick(stops, t, next);
-        if (!any(left)) alive &= ~(1ull << block);
-      }
+      const Lanes w = passage.weight;
       const Lanes over = reciprocal(one - alpha);
       Lanes by_alpha[3];
       for (int channel = 0; channel < 3; ++channel) {
@@ -209,7 +199,7 @@ void pose_tile(const Call& call, int tile, double* sums) {
         store(rest[channel][block], left);
         by_alpha[channel] = t * set(colour[channel]) - left * over;
       }
-      const Lanes gate = keep(both(live, greater(ceiling, raw)), alpha * set(kLn2));
+      const Lanes gate = keep(both(passage.live, greater(ceiling, raw)), alpha * set(kLn2));
       const Lanes dxx = dx * dx, dxy = dx * dy, dyy = dy * dy;
       for (int k = 0; k < 6; ++k) {
         const float* c = tangent + 9 * k;
@@ -223,7 +213,7 @@ void pose_tile(const Call& call, int tile, double* sums) {
           store(to[channel], sum_to);
         }
       }
-      store(through[block], next);
+      store(through[block], passage.next);
     }
   }
   for (int k = 0; k < kPoseSums; ++k) sums[k] = 0.0;
