@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pose.locate import BeliefLimits, Located
+from pose.locate import CERTAIN, BeliefLimits, Located
 from prepare.atomic_write import write_json
 from prepare.errors import InputError, UsageError
 
@@ -98,16 +98,30 @@ def calibrate_belief(located: Sequence[Located]) -> BeliefLimits:
     """Limits that good photos keep with room: defects also change pixels, so only gross disagreement may fail a pose.
 
     The inlier share may fall to 0.75 of the worst good photo's, the overlap to 0.12 below; never stricter than the
-    defaults.
+    defaults, unless wrong cameras (`Located.rivals`) came that near: then half way between them and the worst good photo.
+    The curve from limit to belief is such that the worst good photo gets CERTAIN by each measure.
     """
     default = BeliefLimits()
     if not located:
         return default
     worst_inliers = min(result.inliers for result in located)
     worst_overlap = min(result.overlap for result in located)
+    rivals = [rival for result in located for rival in result.rivals]
+    # A rival must pass both limits to be mistaken for the truth: the better of its two chances to fail counts.
+    inliers = max(0.3, min(default.least_inliers, 0.75 * worst_inliers))
+    overlap = max(0.5, min(default.least_overlap, worst_overlap - 0.12))
+    passing = [rival for rival in rivals if rival[0] >= inliers and rival[1] >= overlap]
+    if passing:
+        nearest = max(rival[0] for rival in passing)
+        if nearest < worst_inliers:
+            inliers = 0.5 * (nearest + worst_inliers)
+    steepness = math.log(CERTAIN / (1.0 - CERTAIN))
     return BeliefLimits(
-        least_inliers=max(0.3, min(default.least_inliers, 0.75 * worst_inliers)),
-        least_overlap=max(0.5, min(default.least_overlap, worst_overlap - 0.12)),
+        least_inliers=inliers,
+        least_overlap=overlap,
+        least_in_frame=min(default.least_in_frame, 0.9 * min(result.in_frame for result in located)),
+        inliers_scale=max(0.005, (worst_inliers - inliers) / steepness),
+        overlap_scale=max(0.005, (worst_overlap - overlap) / steepness),
     )
 
 

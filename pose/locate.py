@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -24,7 +24,10 @@ from recon.rasterize import rasterize
 from recon.reference import Reference
 
 INLIER_NORM = 0.15  # residual norm over rgb up to which a pixel agrees
-AGREE_DEG = 1.0  # refined hypotheses nearer than this are the same camera
+SAME_DEG = 1.0  # refined hypotheses nearer than this are the same camera
+OTHER_DEG = 5.0  # cameras further apart than this are different answers
+AMBIGUOUS = 1.15  # a different camera whose cost is within this factor of the best's explains the photo as well
+CERTAIN = 0.99  # belief that the worst good photo held out gets by each measure (`calibrate_belief`)
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,30 @@ class LocateConfig:
 
     hypotheses: int = 12
     """Rough cameras tried at the coarsest size."""
-    carried: int = 6
-    """Cameras carried to the second size."""
     levenberg: LevenbergConfig = field(default_factory=LevenbergConfig)
     """The second-order refinement."""
     refine: Literal["levenberg", "adam", "splatpose"] = "levenberg"
     """levenberg; or, to compare with, Adam at full size from the best rough camera: ours, or SplatPose's recipe."""
+    exposure: bool = True
+    """Solve for the photo's exposure and white balance along with the camera."""
+    focal: bool = False
+    """Solve for the focal length along with the camera: for a lens that is not known."""
 
 
 @dataclass(frozen=True)
 class BeliefLimits:
-    """What a believable camera must show; from held-out good photos (`calibrate_belief`), else these defaults."""
+    """What a believable camera must show; from held-out good photos (`calibrate_belief`), else these defaults.
+
+    A measure at its limit gives a belief of 0.5, one `..._scale` above it 0.73 (a logistic curve).
+    """
 
     least_inliers: float = 0.75  # share of the part's pixels whose colour agrees
     least_overlap: float = 0.80  # intersection over union of rendered and photographed silhouette
+    least_in_frame: float = 0.65  # share of the part's silhouette that lies within the photo
     most_sigma_deg: float = 0.5  # standard deviation of the turn by the normal equations
     least_part_share: float = 0.002  # of the image that the part covers
+    inliers_scale: float = 0.04
+    overlap_scale: float = 0.025
 
 
 @dataclass(frozen=True)
@@ -56,15 +67,20 @@ class Located:
     """The camera of a photo, and how far to believe it."""
 
     camera: Camera  # at the photo's fitted size
-    believed: bool
+    believed: bool  # belief of at least one half
+    belief: float  # how likely this is the camera, in [0, 1]: the least of what the measures below say one by one
     reasons: tuple[str, ...]  # why not believed, in plain words; empty where believed
     inliers: float  # share of the part's pixels whose colour agrees, in [0, 1]
     overlap: float  # silhouettes' intersection over union, in [0, 1]
+    in_frame: float  # share of the part's silhouette that lies within the photo, in [0, 1]
     sigma_deg: float  # standard deviation of the turn, degrees
     sigma_shift: float  # standard deviation of the shift, share of the distance
     agreement: float  # share of the carried hypotheses that ended at this camera, in [0, 1]
     nearest_view_deg: float  # angle to the nearest reference photo
-    exposure: Exposure  # photo = gain * render + bias
+    alternatives: tuple[Camera, ...]  # cameras on other sides of the part from which it looks the same
+    ambiguity: str  # what of the camera the photo leaves open, in plain words; empty where nothing
+    rivals: tuple[tuple[float, float], ...]  # inliers and overlap of refined cameras that lost; see calibrate_belief
+    exposure: Exposure  # photo = gain * render + bias, on the part
     hypotheses: int  # tried
     seconds: Mapping[str, float]  # by stage
 
@@ -117,129 +133,239 @@ def locate(
         return None
     pyramid = photo_pyramid(rgb, LEVELS_PX if max(width, height) > 200 else LEVELS_PX[:3])
     after_coarse = time.perf_counter()
-    pivot = reference.volume.centre
-
-    def refine(camera: Camera, stages: tuple[PhotoLevel, ...], last_round: bool) -> Refined:
-        return refine_levenberg(
-            levels,
-            stages,
-            camera,
-            background,
-            pivot,
-            reference.options,
-            config.levenberg,
-            last_round=last_round,
-        )
-
-    if config.refine != "levenberg":
+    judge = _Judge(reference, levels, rgb, alpha, background, limits)
+    if config.refine == "levenberg":
+        search = _Search(reference, levels, pyramid, background, config)
+        best, agreement, losers, alternatives = search.run([h.camera for h in hypotheses])
+    else:
         adam = SPLATPOSE if config.refine == "splatpose" else AdamConfig()
         best = refine_adam(
-            levels, pyramid[-1], hypotheses[0].camera, background, pivot, reference.options, adam
-        )
-        times = {"coarse pose": after_coarse - started, "fine pose": time.perf_counter() - after_coarse}
-        camera = best.camera.resized(width, height)
-        return _judged(reference, rgb, alpha, camera, best, 1.0, 1, background, limits, times)
-
-    # All hypotheses at the coarsest size, the best few distinct ones at the next, the best one to the end. A runner-up
-    # is followed too where the two are hard to tell apart.
-    coarsest = sorted((refine(h.camera, pyramid[:1], False) for h in hypotheses), key=lambda r: r.cost)
-    distinct = _distinct([r for r in coarsest if r.cost < 3.0 * coarsest[0].cost], config.carried)
-    if len(pyramid) > 1:
-        middle = sorted((refine(r.camera, pyramid[1:2], False) for r in distinct), key=lambda r: r.cost)
-    else:
-        middle = distinct
-    agreement = sum(_angle_deg(r.camera, middle[0].camera) < AGREE_DEG for r in middle) / len(middle)
-    finalists = [middle[0]] + [
-        r
-        for r in middle[1:]
-        if r.cost < 1.5 * middle[0].cost and _angle_deg(r.camera, middle[0].camera) >= AGREE_DEG
-    ]
-    if len(pyramid) > 2:
-        finalists = sorted((refine(r.camera, pyramid[2:3], False) for r in finalists), key=lambda r: r.cost)
-    best = refine(finalists[0].camera, pyramid[3:] or pyramid[-1:], True)
+            levels, pyramid[-1], hypotheses[0].camera, background, reference.volume.centre, reference.options, adam
+        )  # fmt: skip
+        agreement, losers, alternatives = 1.0, [], []
     after_fine = time.perf_counter()
-    camera = best.camera.resized(width, height)
-    return _judged(
-        reference, rgb, alpha, camera, best, agreement, len(hypotheses), background, limits,
+    return judge.judged(
+        best, agreement, losers, alternatives, len(hypotheses),
         {"coarse pose": after_coarse - started, "fine pose": after_fine - after_coarse},
     )  # fmt: skip
 
 
-def _judged(
-    reference: Reference,
-    rgb: Float[Tensor, "height width rgb=3"],
-    alpha: Float[Tensor, "height width"],
-    camera: Camera,
-    best: Refined,
-    agreement: float,
-    tried: int,
-    background: Float[Tensor, "rgb=3"],
-    limits: BeliefLimits,
-    seconds: Mapping[str, float],
-) -> Located:
-    with torch.no_grad():
-        render = rasterize(reference.gaussians, camera, background, options=reference.options)
-    exposure = best.exposure
-    shown, covered = render.rgb.cpu(), render.alpha.cpu()
-    shown = shown * shown.new_tensor(exposure.gain) + shown.new_tensor(exposure.bias)
-    known = bool((alpha < 0.98).any())
-    rendered = covered > 0.5
-    photographed = alpha > 0.5 if known else rendered
-    union = rendered | photographed
-    count = max(1, int(union.sum()))
-    overlap = int((rendered & photographed).sum()) / count
-    norm = (shown - rgb).norm(dim=-1)
-    inliers = int((union & (norm < INLIER_NORM)).sum()) / count
-    sigma_deg, sigma_shift = _spread(best, float((camera.centre - reference.volume.centre).norm()))
-    reasons = []
-    if inliers < limits.least_inliers:
-        reasons.append(
-            f"only {inliers:.0%} of the part looks as it should from the best camera found (at least "
-            f"{limits.least_inliers:.0%} is expected): another part, or a view that could not be found"
-        )
-    if overlap < limits.least_overlap:
-        reasons.append(
-            f"the part's outline agrees to {overlap:.0%} only (at least {limits.least_overlap:.0%} is expected)"
-        )
-    if not sigma_deg <= limits.most_sigma_deg:
-        reasons.append(f"the camera's angle is uncertain by {sigma_deg:.2f} degrees")
-    return Located(
-        camera=camera,
-        believed=not reasons,
-        reasons=tuple(reasons),
-        inliers=inliers,
-        overlap=overlap,
-        sigma_deg=sigma_deg,
-        sigma_shift=sigma_shift,
-        agreement=agreement,
-        nearest_view_deg=reference.nearest_view_deg(camera),
-        exposure=exposure,
-        hypotheses=tried,
-        seconds=seconds,
-    )
+class _Search:
+    """From rough cameras to the one that matches best: all of them a few steps at 50 px, fewer and fewer further up."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        levels: SplatLevels,
+        pyramid: tuple[PhotoLevel, ...],
+        background: Float[Tensor, "rgb=3"],
+        config: LocateConfig,
+    ) -> None:
+        self.reference, self.levels, self.pyramid = reference, levels, pyramid
+        self.background = background
+        self.config = replace(config.levenberg, exposure=config.exposure, focal=config.focal)
+
+    def refine(
+        self, camera: Camera, rank: int, most: int, start: Exposure | None = None, *, last_round: bool = False
+    ) -> Refined:
+        """`camera` after at most `most` steps at level `rank` (the finest where there are fewer)."""
+        rank = min(rank, len(self.pyramid) - 1)
+        config = self.config
+        if most:
+            config = replace(config, iterations=tuple(min(most, n) for n in config.iterations))
+        return refine_levenberg(
+            self.levels, self.pyramid[rank : rank + 1], camera, self.background, self.reference.volume.centre,
+            self.reference.options, config, last_round=last_round, exposure=start,
+        )  # fmt: skip
+
+    def run(self, cameras: list[Camera]) -> tuple[Refined, float, list[Refined], list[Refined]]:
+        """The best camera; the share of those carried that ended there; those that lost; those as good elsewhere."""
+        tried = [self.refine(camera, 0, 4) for camera in cameras]
+        carried = [self.refine(r.camera, 0, 10, r.exposure) for r in _leading(tried, 2.5, 6)]
+        carried = [self.refine(r.camera, 1, 6, r.exposure) for r in _leading(carried, 2.0, 5)]
+        carried.sort(key=_cost)
+        agreement = sum(_angle_deg(r.camera, carried[0].camera) < SAME_DEG for r in carried) / len(carried)
+        losers = [r for r in carried if _angle_deg(r.camera, carried[0].camera) >= OTHER_DEG]
+        finalists = [self.refine(r.camera, 1, 0, r.exposure) for r in _leading(carried, 1.4, 4)]
+        finalists = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(finalists, 1.3, 4)]
+        finalists.sort(key=_cost)
+        alike = [
+            r
+            for r in finalists[1:]
+            if r.cost < AMBIGUOUS * finalists[0].cost
+            and _angle_deg(r.camera, finalists[0].camera) >= OTHER_DEG
+        ]
+        best = self.refine(finalists[0].camera, 3, 0, finalists[0].exposure, last_round=True)
+        losers = [
+            r for r in losers if all(_angle_deg(r.camera, other.camera) >= OTHER_DEG for other in [best, *alike])
+        ]
+        return best, agreement, losers, alike
 
 
-def _spread(best: Refined, distance: float) -> tuple[float, float]:
+class _Judge:
+    """What speaks for a camera, and whether that is enough."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        levels: SplatLevels,
+        rgb: Float[Tensor, "height width rgb=3"],
+        alpha: Float[Tensor, "height width"],
+        background: Float[Tensor, "rgb=3"],
+        limits: BeliefLimits,
+    ) -> None:
+        self.reference, self.levels, self.limits = reference, levels, limits
+        self.rgb, self.alpha, self.background = rgb, alpha, background
+
+    def agreeing(self, result: Refined, *, small: bool = False) -> tuple[float, float]:
+        """Inliers and overlap of a refined camera; `small`: at its own size with the splats of that size."""
+        size = max(result.camera.width, result.camera.height)
+        gaussians = self.levels.at(size) if small else self.reference.gaussians
+        height, width = self.alpha.shape
+        camera = result.camera if small else result.camera.resized(width, height)
+        behind = result.exposure.behind(self.background)
+        with torch.no_grad():
+            render = rasterize(gaussians, camera, behind, options=self.reference.options)
+        shown, covered = result.exposure.applied(render.rgb.cpu()), render.alpha.cpu()
+        rgb = resize(self.rgb, camera.width, camera.height) if small else self.rgb
+        alpha = _resize_plane(self.alpha, camera.width, camera.height) if small else self.alpha
+        known = bool((self.alpha < 0.98).any())
+        rendered = covered > 0.5
+        photographed = alpha > 0.5 if known else rendered
+        union = rendered | photographed
+        count = max(1, int(union.sum()))
+        norm = (shown - rgb).norm(dim=-1)
+        return int((union & (norm < INLIER_NORM)).sum()) / count, int((rendered & photographed).sum()) / count
+
+    def in_frame(self, camera: Camera) -> float:
+        """Share of the part's silhouette within the photo, by a small render with a margin as wide as the photo."""
+        small = camera.resized(*fit_within(camera.width, camera.height, RENDER_PX))
+        width, height = small.width, small.height
+        wide = replace(small, cx=small.cx + width, cy=small.cy + height, width=3 * width, height=3 * height)
+        with torch.no_grad():
+            black = torch.zeros_like(self.background)
+            alpha = rasterize(self.levels.at(50), wide, black, options=self.reference.options).alpha
+        total = float(alpha.sum())
+        return float(alpha[height : 2 * height, width : 2 * width].sum()) / total if total > 1e-6 else 0.0
+
+    def judged(
+        self,
+        best: Refined,
+        agreement: float,
+        losers: list[Refined],
+        alternatives: list[Refined],
+        tried: int,
+        seconds: Mapping[str, float],
+    ) -> Located:
+        reference, limits = self.reference, self.limits
+        height, width = self.alpha.shape
+        camera = best.camera.resized(width, height)
+        inliers, overlap = self.agreeing(best)
+        in_frame = self.in_frame(camera)
+        sigma_deg, sigma_shift, free_axis = _spread(
+            best, float((camera.centre - reference.volume.centre).norm())
+        )
+        beliefs, reasons = [], []
+        for value, limit, scale, reason in (
+            (
+                inliers, limits.least_inliers, limits.inliers_scale,
+                f"only {inliers:.0%} of the part looks as it should from the best camera found (at least "
+                f"{limits.least_inliers:.0%} is expected): another part, or a view that could not be found",
+            ),
+            (
+                overlap, limits.least_overlap, limits.overlap_scale,
+                f"the part's outline agrees to {overlap:.0%} only (at least {limits.least_overlap:.0%} is expected)",
+            ),
+            (
+                in_frame, limits.least_in_frame, 0.03,
+                f"only {in_frame:.0%} of the part is within the photo (at least {limits.least_in_frame:.0%} is needed)",
+            ),
+        ):  # fmt: skip
+            beliefs.append(_logistic((value - limit) / max(scale, 1e-6)))
+            if value < limit:
+                reasons.append(reason)
+        ambiguity = ""
+        if not sigma_deg <= limits.most_sigma_deg:
+            if not reasons and free_axis is not None:
+                ambiguity = (
+                    f"the part looks the same however it is turned about the axis {_rounded(free_axis)} of the "
+                    "reference's frame: that angle is not known"
+                )
+            else:
+                reasons.append(f"the camera's angle is uncertain by {sigma_deg:.2f} degrees")
+                beliefs.append(_logistic(4.0 * math.log(limits.most_sigma_deg / max(sigma_deg, 1e-9))))
+        if alternatives:
+            ambiguity = (
+                f"the part looks the same from {len(alternatives) + 1} sides: which of them the photo shows is not known"
+            )
+        return Located(
+            camera=camera,
+            believed=not reasons,
+            belief=min(beliefs),
+            reasons=tuple(reasons),
+            inliers=inliers,
+            overlap=overlap,
+            in_frame=in_frame,
+            sigma_deg=sigma_deg,
+            sigma_shift=sigma_shift,
+            agreement=agreement,
+            nearest_view_deg=reference.nearest_view_deg(camera),
+            alternatives=tuple(r.camera.resized(width, height) for r in alternatives),
+            ambiguity=ambiguity,
+            rivals=tuple(self.agreeing(r, small=True) for r in losers),
+            exposure=best.exposure,
+            hypotheses=tried,
+            seconds=seconds,
+        )
+
+
+def _spread(best: Refined, distance: float) -> tuple[float, float, Float[Tensor, "xyz=3"] | None]:
     """Standard deviations of turn (degrees) and shift (share of the distance) by the normal matrix's inverse.
 
-    The noise is the mean squared residual per channel at the end; neighbouring pixels are taken as independent.
+    The noise is the mean squared residual per channel at the end; neighbouring pixels are taken as independent. Exposure
+    and focal length are unknowns too, so what they leave open counts. Third: the world axis about which alone the part
+    may be turned freely, where the turn is open about one axis only.
     """
     pixels = 3 * best.camera.width * best.camera.height
     noise = max(best.normal.squared / pixels, 1e-8)
-    eigenvalues = torch.linalg.eigvalsh(best.normal.hessian)
+    hessian = best.normal.hessian.clone()
+    hessian.diagonal()[-6:] += 1e-3 * max(best.normal.part_weight, 1e-9)
+    eigenvalues = torch.linalg.eigvalsh(hessian)
     if not bool(torch.isfinite(eigenvalues).all()) or float(eigenvalues[0]) <= 0:
-        return math.inf, math.inf
-    covariance = torch.linalg.inv(best.normal.hessian) * noise
+        return math.inf, math.inf, None
+    covariance = torch.linalg.inv(hessian) * noise
     turn = math.degrees(math.sqrt(float(covariance[:3, :3].trace())))
-    shift = math.sqrt(float(covariance[3:, 3:].trace())) / max(distance, 1e-9)
-    return turn, shift
+    shift = math.sqrt(float(covariance[3:6, 3:6].trace())) / max(distance, 1e-9)
+    spreads, axes = torch.linalg.eigh(covariance[:3, :3])
+    free = None
+    if float(spreads[2]) > 100.0 * float(spreads[1]):
+        free = best.camera.world_to_cam[:3, :3].T.double() @ axes[:, 2]
+    return turn, shift, free
+
+
+def _cost(result: Refined) -> float:
+    return result.cost
+
+
+def _leading(results: list[Refined], factor: float, most: int) -> list[Refined]:
+    """At most `most` different cameras whose cost is within `factor` of the least, best first."""
+    ordered = sorted(results, key=_cost)
+    return _distinct([r for r in ordered if r.cost <= factor * ordered[0].cost], most)
+
+
+def _logistic(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x > -500 else 0.0
+
+
+def _rounded(axis: Float[Tensor, "xyz=3"]) -> str:
+    return "(" + ", ".join(f"{value:.2f}" for value in axis.tolist()) + ")"
 
 
 def _distinct(sorted_results: list[Refined], most: int) -> list[Refined]:
     """The first `most` cameras no two of which are the same."""
     chosen: list[Refined] = []
     for result in sorted_results:
-        if all(_angle_deg(result.camera, other.camera) > 2 * AGREE_DEG for other in chosen):
+        if all(_angle_deg(result.camera, other.camera) > 2 * SAME_DEG for other in chosen):
             chosen.append(result)
         if len(chosen) >= most:
             break

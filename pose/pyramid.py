@@ -72,6 +72,10 @@ class SplatLevels:
                 kept.means, kept.quats, kept.log_scales + widen, kept.logit_opacities, kept.sh
             )
         self._all = gaussians
+        means = gaussians.means.detach()
+        away = (means - means.median(dim=0).values).norm(dim=1)
+        self.radius = float(away.quantile(0.9)) if len(gaussians) < 1_000_000 else float(away.mean() * 1.5)
+        """Distance from the middle within which most splats lie, world units."""
 
     def at(self, size_px: int) -> Gaussians:
         """The splats to render at `size_px`."""

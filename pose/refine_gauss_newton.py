@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pose.pyramid import LEVELS_PX, PhotoLevel, SplatLevels, camera_at
-from pose.residual import Exposure, NormalEquations, Robustness, normal_equations
+from pose.residual import (
+    Exposure,
+    JacobianMemory,
+    NormalEquations,
+    Robustness,
+    normal_equations,
+    zoomed,
+)
 from pose.se3 import moved_about, nearest_rigid
 from prepare.camera import Camera
 from recon.rasterize import RasterOptions
@@ -20,6 +28,9 @@ STRETCH, MOST_STRETCH, ALIGNED = (
     0.8,
 )  # growth of aligned steps, its limit, and the cosine that counts as aligned
 MOST_TURN_RAD = 0.35  # of one step: a linearisation is not good for more than some 20 degrees
+STALE_PX = 0.7  # motion of the part's image up to which a Jacobian is used again
+LEAST_GAIN, MOST_GAIN, MOST_BIAS = 0.3, 3.0, 0.3
+EXPOSURE_PRIOR = 1e-3  # pulls gain to 1 and bias to 0, share of the part's pixels: for parts of one flat colour
 
 
 @dataclass(frozen=True)
@@ -30,14 +41,17 @@ class LevenbergConfig:
     """Residual norm (colour units) beyond which a pixel's weight falls."""
     geman: float = 0.06
     """Scale of the redescending weight used in a last round at the finest level; 0 leaves the round out."""
-    stop: tuple[float, ...] = (1e-3, 2e-5, 2e-5, 1e-4)
-    """A level ends when the cost falls by less than this share; one for each level from the coarsest, the last for more."""
-    iterations: tuple[int, ...] = (12, 40, 40, 8)
+    stop_px: tuple[float, ...] = (0.05, 0.03, 0.02, 0.01)
+    """A level ends when a step moves the part's image by less than this, px of the level; one for each level from the
+    coarsest, the last for more."""
+    iterations: tuple[int, ...] = (12, 30, 30, 12)
     """Most steps, by level likewise. 100 and 200 px go furthest: they decide the basin, cheaply."""
-    last_iterations: int = 6
+    last_iterations: int = 10
     """Most steps of the redescending round."""
-    exposure: bool = False
-    """Also fit a gain and a bias per colour channel."""
+    exposure: bool = True
+    """Solve for a gain and a bias per colour channel along with the camera."""
+    focal: bool = False
+    """Solve for the focal length too: for photos through a lens that is not known."""
 
 
 @dataclass(frozen=True)
@@ -63,89 +77,152 @@ def refine_levenberg(
     last_round: bool = True,
     exposure: Exposure | None = None,
 ) -> Refined:
-    """`camera` moved to where the render matches the photo best.
+    """`camera` (and exposure) moved to where the render matches the photo best.
 
     Runs over `levels` from the first to the last. Source: Levenberg 1944, Marquardt 1963; analytic Jacobian of the
-    splat compositing (pose/residual.py).
+    splat compositing (pose/residual.py). A step that moves the image by little takes the Jacobian of the step before
+    (a chord, or simplified Newton, step: Ortega and Rheinboldt 1970, section 7.1), which costs a third.
     """
     exposure = exposure or Exposure()
     iterations = 0
     state: NormalEquations | None = None
+    problem: _Problem | None = None
     for level in levels:
         rank = LEVELS_PX.index(level.size_px) if level.size_px in LEVELS_PX else -1
         rounds = [(Robustness(config.huber), config.iterations[rank])]
         if last_round and level is levels[-1] and config.geman > 0:
             rounds.append((Robustness(config.huber, config.geman), config.last_iterations))
+        problem = _Problem(splats, level, background, pivot, options, config)
+        camera = camera_at(camera, level)
         for robustness, most in rounds:
-            camera, state, exposure, used = _drive(
-                splats,
-                level,
-                camera_at(camera, level),
-                background,
-                pivot,
-                options,
-                config.exposure,
-                robustness,
-                exposure,
-                config.stop[rank],
-                most,
+            camera, exposure, state, used = _drive(
+                problem, camera, exposure, robustness, config.stop_px[rank], most
             )
             iterations += used
     assert state is not None
     return Refined(camera, state.cost / (camera.width * camera.height), iterations, state, exposure)
 
 
+class _Problem:
+    """One photo level: the residual as a function of camera and exposure."""
+
+    def __init__(
+        self,
+        splats: SplatLevels,
+        level: PhotoLevel,
+        background: Float[Tensor, "rgb=3"],
+        pivot: Float[Tensor, "xyz=3"],
+        options: RasterOptions,
+        config: LevenbergConfig,
+    ) -> None:
+        self.gaussians = splats.at(level.size_px)
+        self.radius = splats.radius
+        self.target = level.target
+        self.background, self.pivot, self.options = background, pivot, options
+        self.focal = config.focal
+        self.pose_unknowns = 7 if config.focal else 6
+        self.unknowns = self.pose_unknowns + (6 if config.exposure else 0)
+        self.memory = JacobianMemory()
+        self.from_linearised = math.inf  # px between here and where the Jacobian in memory was taken
+
+    def at(
+        self, camera: Camera, exposure: Exposure, robustness: Robustness, *, reuse: bool = False
+    ) -> NormalEquations:
+        return normal_equations(
+            self.gaussians, camera, self.background, self.target, self.pivot, robustness, exposure, self.options,
+            focal=self.focal, memory=self.memory, reuse=reuse,
+        )  # fmt: skip
+
+    def moved(self, camera: Camera, exposure: Exposure, step: Tensor) -> tuple[Camera, Exposure]:
+        """Camera and exposure after `step`."""
+        small = step.to(torch.float32)
+        after = camera.moved(nearest_rigid(moved_about(camera.world_to_cam, small[:6], self.pivot)))
+        if self.focal:
+            after = zoomed(after, float(step[6]))
+        if self.unknowns > self.pose_unknowns:
+            change = step[self.pose_unknowns :].tolist()
+            gain = [min(MOST_GAIN, max(LEAST_GAIN, exposure.gain[i] + change[i])) for i in range(3)]
+            bias = [min(MOST_BIAS, max(-MOST_BIAS, exposure.bias[i] + change[3 + i])) for i in range(3)]
+            exposure = Exposure((gain[0], gain[1], gain[2]), (bias[0], bias[1], bias[2]))
+        return after, exposure
+
+    def motion_px(self, camera: Camera, step: Tensor) -> float:
+        """About how far `step` moves the image of the part's outer points, px."""
+        distance = float((camera.centre - self.pivot).norm())
+        per_unit = max(camera.fl_x, camera.fl_y) / max(distance, 1e-9)
+        turn, across, along = float(step[:3].norm()), float(step[3:5].norm()), abs(float(step[5]))
+        zoom = abs(float(step[6])) if self.focal else 0.0
+        return per_unit * (self.radius * (turn + along / max(distance, 1e-9) + zoom) + across)
+
+
 def _drive(
-    splats: SplatLevels,
-    level: PhotoLevel,
+    problem: _Problem,
     camera: Camera,
-    background: Float[Tensor, "rgb=3"],
-    pivot: Float[Tensor, "xyz=3"],
-    options: RasterOptions,
-    fit_exposure: bool,
-    robustness: Robustness,
     exposure: Exposure,
-    stop: float,
+    robustness: Robustness,
+    stop_px: float,
     most: int,
-) -> tuple[Camera, NormalEquations, Exposure, int]:
+) -> tuple[Camera, Exposure, NormalEquations, int]:
     """One level under one robust weight, to convergence or `most` steps."""
-    gaussians = splats.at(level.size_px)
+    state = problem.at(camera, exposure, robustness, reuse=problem.from_linearised < STALE_PX)
+    if not problem.from_linearised < STALE_PX:
+        problem.from_linearised = 0.0
+    n, pose = problem.unknowns, problem.pose_unknowns
+    pull = EXPOSURE_PRIOR * max(state.part_weight, 1e-9)  # fixed: one cost throughout
 
-    def evaluate(at: Camera) -> NormalEquations:
-        return normal_equations(gaussians, at, background, level.target, pivot, robustness, exposure, options)
+    def cost_of(state: NormalEquations, exposure: Exposure) -> float:
+        if n == pose:
+            return state.cost
+        off = sum((g - 1.0) ** 2 for g in exposure.gain) + sum(b * b for b in exposure.bias)
+        return state.cost + 0.5 * pull * off
 
-    state = evaluate(camera)
+    cost = cost_of(state, exposure)
     damping, stretch = 1e-3, 1.0
     before: Tensor | None = None  # the last accepted step in the metric of the normal matrix
     used = 0
     while used < most:
         used += 1
-        if fit_exposure:
-            exposure = state.exposure
-        diagonal = state.hessian.diagonal()
-        scale = diagonal.clamp_min(1e-9 * float(diagonal.max()) + 1e-12)
-        step = -torch.linalg.solve(state.hessian + damping * torch.diag(scale), state.gradient)
+        hessian, gradient = state.hessian[:n, :n].clone(), state.gradient[:n].clone()
+        if n > pose:
+            hessian.diagonal()[pose:] += pull
+            away = [g - 1.0 for g in exposure.gain] + list(exposure.bias)
+            gradient[pose:] += pull * torch.tensor(away, dtype=torch.float64)
+        diagonal = hessian.diagonal()
+        scale = diagonal.clamp_min(1e-9 * float(diagonal[:pose].max()) + 1e-12).clone()
+        scale[pose:] *= 1e-2  # the residual is linear in the exposure: it needs no damping to speak of
+        step = -torch.linalg.solve(hessian + damping * torch.diag(scale), gradient)
         # Reweighted least squares creeps where outliers pull: steps that keep their direction are made longer.
-        along = step * scale.sqrt()
+        along = step[:pose] * diagonal[:pose].clamp_min(0).sqrt()
         along = along / along.norm().clamp_min(1e-30)
         if before is not None:
             stretch = min(stretch * STRETCH, MOST_STRETCH) if float(along @ before) > ALIGNED else 1.0
-        step = (stretch * step).to(torch.float32)
+        step[:pose] *= stretch
         turn = float(step[:3].norm())
         if turn > MOST_TURN_RAD:
-            step = step * (MOST_TURN_RAD / turn)
-        trial_camera = camera.moved(nearest_rigid(moved_about(camera.world_to_cam, step, pivot)))
-        trial = evaluate(trial_camera)
-        if trial.cost < state.cost:
-            gained = (state.cost - trial.cost) / max(state.cost, 1e-12)
-            camera, state, before = trial_camera, trial, along
+            step[:pose] *= MOST_TURN_RAD / turn
+        motion = problem.motion_px(camera, step)
+        reuse = problem.from_linearised + motion < STALE_PX
+        trial_camera, trial_exposure = problem.moved(camera, exposure, step)
+        trial = problem.at(trial_camera, trial_exposure, robustness, reuse=reuse)
+        trial_cost = cost_of(trial, trial_exposure)
+        if trial_cost < cost:
+            camera, exposure, state, cost, before = trial_camera, trial_exposure, trial, trial_cost, along
+            problem.from_linearised = problem.from_linearised + motion if reuse else 0.0
             damping = max(damping * 0.3, 1e-7)
-            if gained < stop:
+            if motion < stop_px:
                 break
+            continue
+        if not reuse:
+            problem.from_linearised = motion
+        if motion < stop_px:
+            break
+        if reuse and problem.from_linearised > 0.0:  # the Jacobian may be to blame
+            state = problem.at(camera, exposure, robustness)
+            problem.from_linearised, before, stretch = 0.0, None, 1.0
         elif stretch > 1.0:
             stretch, before = 1.0, None
         else:
             damping *= 8.0
             if damping > 1e4:
                 break
-    return camera, state, exposure, used
+    return camera, exposure, state, used

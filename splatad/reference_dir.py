@@ -113,7 +113,9 @@ def finish_reference(
     located: list[Located] = []
     scores: list[float] = []
     names: list[str] = []
-    open_limits = BeliefLimits(least_inliers=0.0, least_overlap=0.0, most_sigma_deg=float("inf"))
+    open_limits = BeliefLimits(
+        least_inliers=0.0, least_overlap=0.0, least_in_frame=0.0, most_sigma_deg=float("inf")
+    )
     for done, i in enumerate(scored):
         photo = photos[i]
         found = locate(

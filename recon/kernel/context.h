@@ -13,7 +13,7 @@ constexpr float kLog2AlphaMin = -7.994353436858858f;
 constexpr float kStop = 1e-4f;     // transmittance at which a pixel stops
 constexpr int kSplatChunk = 1024;  // fixed, so that sums do not depend on the number of threads; a multiple of 16
 constexpr int kSlot = 16;          // floats a gradient slot holds: one cache line
-constexpr int kTangent = 56;       // floats a splat's pose tangents hold
+constexpr int kTangent = 64;       // floats a splat's pose tangents hold
 
 struct alignas(64) Drawn {  // one splat as the pixels see it
   float mx, my;             // centre, px
@@ -79,6 +79,9 @@ struct Context {
   Buffer<float> slots;           // by splat index, then tile
   Buffer<double> partial;        // per chunk or per tile sums
   Buffer<float> tangents;        // by rank, for the pose
+  Buffer<float> jacobian;        // by tile and block: of the render by the pose, where a pass was told to keep it
+  Buffer<uint64_t> jacobian_used;  // of each tile: the blocks that have one
+  int32_t jacobian_tiles = 0, jacobian_unknowns = 0;  // what they are of
   int32_t count = 0, drawn_count = 0, tiles_x = 0, tiles_y = 0, chunk_count = 0;
   int64_t pair_count = 0;
   double stage_ms[kStages] = {0};

@@ -197,7 +197,7 @@ struct Startup {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int32_t splatad_abi_version() { return 5; }
+EXPORT int32_t splatad_abi_version() { return 6; }
 EXPORT const char* splatad_isa() { return table->name; }
 EXPORT int32_t splatad_threads() { return pool()->threads(); }
 EXPORT void splatad_set_threads(int32_t count) { pool()->set_threads(count); }

@@ -40,17 +40,26 @@ struct SplatGradients {  // each may be null: then it is not written
   float* weights;       // n: not a gradient but the sum over the pixels of the compositing weight
 };
 
+constexpr int kPoseMost = 7;  // unknowns of a camera
+
 struct PoseStep {            // input and output of one Gauss-Newton pass
   float pivot[3];            // rotation is about this point, camera coordinates
-  float gain[3], bias[3];    // residual = gain * render + bias - target
+  float gain[3], bias[3];    // residual = gain * render + bias, cut to 0..1, less the target
   float huber;               // residual norm (over rgb) where the weight starts to fall; <= 0: plain least squares
   float geman;               // scale of a Geman-McClure weight; <= 0: none
-  double hessian[36];        // sum of w J^T J, 6 x 6; unknowns: rotation vector about the pivot, then translation
-  double gradient[6];        // sum of w J^T r
+  int32_t unknowns;          // 6: rotation vector about the pivot, then translation; 7: and the log of the focal length
+  int32_t keep;              // 1: remember the Jacobian in the context for later passes
+  int32_t reuse;             // 1: take the Jacobian remembered there instead of computing it anew (same image size)
+  double hessian[49];        // sum of w J^T J, unknowns x unknowns
+  double gradient[7];        // sum of w J^T r
   double cost;               // sum of robust losses (half squared residual where the weight is 1)
   double weight;             // sum of w over the pixels
   double squared;            // sum of squared residuals, unweighted
-  double moments[18];        // per channel: sum w, w c, w c c, w t, w c t, w t t (c render, t target) for gain and bias
+  // For gain and bias, which act on the part alone (c: render without background, a: its alpha, t: target without the
+  // background that shows through), over pixels that are not cut to 0..1. Per channel: sum w a a, w a c, w c c, w a t,
+  // w c t, w t t.
+  double moments[18];
+  double cross[42];          // per channel and unknown: sum of w J c, w J a
 };
 
 constexpr int kAdamMostWidth = 64;
@@ -101,7 +110,8 @@ struct KernelTable {
                       const float* rgb, const float* alpha, const float* depth, const float* v_rgb,
                       const float* v_alpha, const float* v_depth, const SplatGradients*);
   // After forward on the same context: the normal equations of the photometric residual. `pixel_weight` may be null;
-  // `jacobian` (3 x 6 x height x width: d render / d unknown) is written where not null.
+  // `jacobian` (3 x unknowns x height x width: d render / d unknown) is written where not null. Returns 4 for a number of
+  // unknowns there is not, or a Jacobian to reuse that was not kept for this image size.
   int32_t (*pose_step)(Context*, const Runtime*, const SplatInput*, const CameraInput*, const float* background,
                        const float* rgb, const float* alpha, const float* target, const float* pixel_weight,
                        PoseStep*, float* jacobian);

@@ -112,25 +112,37 @@ int32_t backward(Context* context, const Runtime* runtime, const SplatInput* spl
 int32_t pose_step(Context* context, const Runtime* runtime, const SplatInput* splats, const CameraInput* camera,
                   const float* background, const float* rgb, const float* alpha, const float* target,
                   const float* pixel_weight, PoseStep* step, float* jacobian) {
-  const int tiles = context->tiles_x * context->tiles_y;
-  if (!context->tangents.reserve(static_cast<size_t>(context->drawn_count) * kTangent + 256)) return 1;
+  const int tiles = context->tiles_x * context->tiles_y, unknowns = step->unknowns;
+  if (unknowns != 6 && unknowns != kPoseMost) return 4;
+  if (step->reuse && (context->jacobian_tiles != tiles || context->jacobian_unknowns != unknowns)) return 4;
   if (!context->partial.reserve(static_cast<size_t>(tiles) * kPoseSums)) return 1;
+  if (step->keep) {
+    context->jacobian_tiles = 0;
+    if (!context->jacobian.reserve(static_cast<size_t>(tiles) * kTileJacobian)) return 1;
+    if (!context->jacobian_used.reserve(tiles)) return 1;
+    context->jacobian_tiles = tiles, context->jacobian_unknowns = unknowns;
+  }
   Call call{};
   call.context = context, call.splats = splats, call.camera = camera, call.background = background;
   call.rgb = rgb, call.alpha = alpha, call.target = target, call.pixel_weight = pixel_weight;
   call.pose = step, call.jacobian = jacobian;
-  camera_centre(*camera, call.camera_centre);
-  runtime->parallel_for(context->chunk_count, tangent_task, &call);
+  if (!step->reuse) {
+    if (!context->tangents.reserve(static_cast<size_t>(context->drawn_count) * kTangent + 256)) return 1;
+    camera_centre(*camera, call.camera_centre);
+    runtime->parallel_for(context->chunk_count, tangent_task, &call);
+  }
   runtime->parallel_for(tiles, pose_task, &call);
   double sums[kPoseSums] = {0};
   for (int tile = 0; tile < tiles; ++tile)
     for (int k = 0; k < kPoseSums; ++k) sums[k] += context->partial[static_cast<size_t>(tile) * kPoseSums + k];
   int at = 0;
-  for (int row = 0; row < 6; ++row)
-    for (int col = row; col < 6; ++col) step->hessian[6 * row + col] = step->hessian[6 * col + row] = sums[at++];
-  for (int row = 0; row < 6; ++row) step->gradient[row] = sums[21 + row];
-  step->cost = sums[27], step->weight = sums[28], step->squared = sums[29];
-  for (int k = 0; k < 18; ++k) step->moments[k] = sums[30 + k];
+  for (int row = 0; row < unknowns; ++row)
+    for (int col = row; col < unknowns; ++col)
+      step->hessian[unknowns * row + col] = step->hessian[unknowns * col + row] = sums[at++];
+  for (int row = 0; row < unknowns; ++row) step->gradient[row] = sums[kRightAt + row];
+  step->cost = sums[kCostAt], step->weight = sums[kCostAt + 1], step->squared = sums[kCostAt + 2];
+  for (int k = 0; k < 18; ++k) step->moments[k] = sums[kMomentAt + k];
+  for (int k = 0; k < 6 * kPoseMost; ++k) step->cross[k] = sums[kCrossAt + k];
   return 0;
 }
 
@@ -150,6 +162,7 @@ void destroy(Context* context) {
   context->histograms.release(), context->chunks.release(), context->chunk_tile.release();
   context->tile_start.release(), context->tile_blocks.release(), context->tile_order.release();
   context->pairs.release(), context->slots.release(), context->partial.release(), context->tangents.release();
+  context->jacobian.release(), context->jacobian_used.release();
   free(context);
 }
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from prepare.errors import MissingPartError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 InstructionSet = Literal["auto", "base", "v3", "v4"]
 
 
@@ -78,12 +78,16 @@ class PoseStep(ctypes.Structure):
         ("bias", c_float * 3),
         ("huber", c_float),
         ("geman", c_float),
-        ("hessian", c_double * 36),
-        ("gradient", c_double * 6),
+        ("unknowns", c_int32),
+        ("keep", c_int32),
+        ("reuse", c_int32),
+        ("hessian", c_double * 49),
+        ("gradient", c_double * 7),
         ("cost", c_double),
         ("weight", c_double),
         ("squared", c_double),
         ("moments", c_double * 18),
+        ("cross", c_double * 42),
     )
 
 
@@ -243,5 +247,7 @@ def check(status: int) -> None:
         raise MemoryError("the rasteriser ran out of memory; use fewer splats or a smaller image")
     if status == 3:
         raise ValueError("a field has more numbers a splat than the kernel's Adam takes")
+    if status == 4:
+        raise ValueError("a pose pass has 6 or 7 unknowns, and reuses a Jacobian kept for the same image size")
     if status != 0:
         raise ValueError("the image is wider than the rasteriser's limit of 131072 px")

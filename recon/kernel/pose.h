@@ -17,7 +17,7 @@ inline void through_inverse(Lanes i_xx, Lanes i_xy, Lanes i_yy, Lanes g_xx, Lane
   out[2] = zero - mul_add(m10, i_xy, m11 * i_yy);
 }
 
-// Tangents of each splat by the six unknowns. Layout for unknown k at [9 k]: the derivative of log2 alpha as a
+// Tangents of each splat by the unknowns. Layout for unknown k at [9 k]: the derivative of log2 alpha as a
 // polynomial in (1, dx, dy, dx^2, dx dy, dy^2), then the derivative of red, green, blue.
 void tangent_task(void* argument, int32_t chunk_index) {
   const Call& call = *static_cast<Call*>(argument);
@@ -26,6 +26,7 @@ void tangent_task(void* argument, int32_t chunk_index) {
   const View16 view = view16(*call.camera);
   const Lanes* m = view.m;
   const float* pivot = call.pose->pivot;
+  const int unknowns = call.pose->unknowns;
   const Lanes zero = set(0.0f), one = set(1.0f), two = set(2.0f), half = set(0.5f), log2_e = set(kLog2E);
   const bool view_dependent = splats.colours == nullptr && splats.sh_degree > 0;
   const int terms = (splats.sh_degree + 1) * (splats.sh_degree + 1);
@@ -66,18 +67,18 @@ void tangent_task(void* argument, int32_t chunk_index) {
       }
     }
 
-    alignas(64) float tangent[54][16];
-    for (int k = 0; k < 6; ++k) {
-      const bool turns = k < 3;
+    alignas(64) float tangent[9 * kPoseMost][16];
+    for (int k = 0; k < unknowns; ++k) {
+      const bool turns = k < 3, zooms = k == 6;
       const int i = k % 3, next = (k + 1) % 3, after = (k + 2) % 3;
       Lanes move[3] = {zero, zero, zero};  // of the centre in camera coordinates: axis x arm, or axis
       if (turns)
         move[next] = zero - arm[after], move[after] = arm[next];
-      else
+      else if (!zooms)
         move[i] = one;
       const Lanes du = (move[0] - u * move[2]) * p.inverse, dv = (move[1] - v * move[2]) * p.inverse;
-      const Lanes d_mx = view.fl_x * du, d_my = view.fl_y * dv;
-      const Lanes recede = zero - p.inverse * move[2];
+      const Lanes d_mx = view.fl_x * (zooms ? u : du), d_my = view.fl_y * (zooms ? v : dv);
+      const Lanes recede = zooms ? one : zero - p.inverse * move[2];
       const Lanes d_jx = p.j_x * recede, d_jy = p.j_y * recede;
       const Lanes d_u = keep(p.u_free, du), d_v = keep(p.v_free, dv);
       Lanes d_xx = zero, d_xy = zero, d_yy = zero;
@@ -111,7 +112,7 @@ void tangent_task(void* argument, int32_t chunk_index) {
       store(t[4], set(-kLog2E) * inverse_change[1]);
       store(t[5], set(-0.5f * kLog2E) * inverse_change[2]);
       for (int channel = 0; channel < 3; ++channel) store(t[6 + channel], zero);
-      if (view_dependent) {
+      if (view_dependent && !zooms) {
         // The camera moves about the pivot: the world vector from its centre to the splat changes by
         // R^T (pivot x axis) for a turn and by R^T axis for a shift.
         float back[3] = {0.0f, 0.0f, 0.0f};
@@ -132,26 +133,31 @@ void tangent_task(void* argument, int32_t chunk_index) {
     }
     for (int lane = 0; lane < count; ++lane) {
       float* out = &context.tangents[static_cast<size_t>(start + lane) * kTangent];
-      for (int k = 0; k < 54; ++k) out[k] = tangent[k][lane];
+      for (int k = 0; k < 9 * unknowns; ++k) out[k] = tangent[k][lane];
     }
   }
 }
 
-constexpr int kPoseSums = 21 + 6 + 3 + 18;  // upper triangle, right side, cost/weight/squares, gain-bias moments
+// Sums of a tile: upper triangle of the normal matrix, right side, then cost, weight, squares, moments, cross moments.
+constexpr int kPoseTriangle = kPoseMost * (kPoseMost + 1) / 2;
+constexpr int kRightAt = kPoseTriangle, kCostAt = kRightAt + kPoseMost, kMomentAt = kCostAt + 3;
+constexpr int kCrossAt = kMomentAt + 18, kPoseSums = kCrossAt + 6 * kPoseMost;
+constexpr size_t kTileJacobian = 64 * 3 * kPoseMost * 16;  // floats
 
-void pose_tile(const Call& call, int tile, double* sums) {
+using BlockJacobian = float[3 * kPoseMost][16];  // row 3 unknown + channel
+
+// The Jacobian of a tile's pixels, front to back; returns the blocks that any splat touched.
+template <int kUnknowns>
+uint64_t tile_jacobian(const Call& call, int tile, uint64_t present, BlockJacobian* jacobian) {
   const Context& context = *call.context;
   const CameraInput& camera = *call.camera;
-  const PoseStep& pose = *call.pose;
   const int tile_x = tile % context.tiles_x, tile_y = tile / context.tiles_x;
   const size_t plane = static_cast<size_t>(camera.width) * camera.height;
   const uint32_t begin = context.tile_start[tile], end = context.tile_start[tile + 1];
   const bool view_dependent = call.splats->colours == nullptr && call.splats->sh_degree > 0;
   alignas(64) float through[64][16], rest[3][64][16];
   StoredMask open[64];
-  alignas(64) static thread_local float jacobian[64][18][16];
   const Lanes zero = set(0.0f), one = set(1.0f);
-  const uint64_t present = blocks_in_image(camera, tile_x, tile_y);
   uint64_t alive = present, used = 0;
   for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
     const int block = __builtin_ctzll(blocks);
@@ -201,7 +207,7 @@ void pose_tile(const Call& call, int tile, double* sums) {
       }
       const Lanes gate = keep(both(passage.live, greater(ceiling, raw)), alpha * set(kLn2));
       const Lanes dxx = dx * dx, dxy = dx * dy, dyy = dy * dy;
-      for (int k = 0; k < 6; ++k) {
+      for (int k = 0; k < kUnknowns; ++k) {
         const float* c = tangent + 9 * k;
         const Lanes inner = mul_add(set(c[1]), dx, mul_add(set(c[2]), dy, set(c[0])));
         const Lanes outer = mul_add(set(c[3]), dxx, mul_add(set(c[4]), dxy, set(c[5]) * dyy));
@@ -216,76 +222,136 @@ void pose_tile(const Call& call, int tile, double* sums) {
       store(through[block], passage.next);
     }
   }
-  for (int k = 0; k < kPoseSums; ++k) sums[k] = 0.0;
-  alignas(64) float c[3][16], target[3][16], r[3][16], w[16], loss[16], square[16], wr[16];
-  for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
-    const int block = __builtin_ctzll(blocks);
-    const BlockPlace place = block_place(camera, tile_x, tile_y, block);
-    if (call.pixel_weight != nullptr) {
-      read_block(call.pixel_weight, camera, place, w);
-    } else {
-      for (int lane = 0; lane < 16; ++lane)
-        w[lane] = place.x + lane % 4 < camera.width && place.y + lane / 4 < camera.height ? 1.0f : 0.0f;
-    }
-    for (int channel = 0; channel < 3; ++channel) {
-      read_block(call.rgb + channel * plane, camera, place, c[channel]);
-      read_block(call.target + channel * plane, camera, place, target[channel]);
-    }
+  return used;
+}
+
+// Residuals of a block, their robust weights, and all sums that need no Jacobian. Channels cut to 0..1 get no weight.
+struct BlockResidual {
+  alignas(64) float r[3][16];   // residual
+  alignas(64) float w[3][16];   // weight by channel: what a derivative of the render counts
+  alignas(64) float c[3][16];   // render without background
+  alignas(64) float a[16];      // alpha
+};
+
+void block_residual(const Call& call, const BlockPlace& place, BlockResidual& out, double* sums) {
+  const CameraInput& camera = *call.camera;
+  const PoseStep& pose = *call.pose;
+  const size_t plane = static_cast<size_t>(camera.width) * camera.height;
+  alignas(64) float target[3][16], w[16], square[16];
+  if (call.pixel_weight != nullptr) {
+    read_block(call.pixel_weight, camera, place, w);
+  } else {
+    for (int lane = 0; lane < 16; ++lane)
+      w[lane] = place.x + lane % 4 < camera.width && place.y + lane / 4 < camera.height ? 1.0f : 0.0f;
+  }
+  read_block(call.alpha, camera, place, out.a);
+  bool cut[3][16];
+  for (int lane = 0; lane < 16; ++lane) square[lane] = 0.0f;
+  for (int channel = 0; channel < 3; ++channel) {
+    read_block(call.rgb + channel * plane, camera, place, out.c[channel]);
+    read_block(call.target + channel * plane, camera, place, target[channel]);
     for (int lane = 0; lane < 16; ++lane) {
-      square[lane] = 0.0f;
-      for (int channel = 0; channel < 3; ++channel) {
-        r[channel][lane] = pose.gain[channel] * c[channel][lane] + pose.bias[channel] - target[channel][lane];
-        square[lane] += r[channel][lane] * r[channel][lane];
-      }
-    }
-    for (int lane = 0; lane < 16; ++lane) {
-      float share = 1.0f, value = 0.5f * square[lane];
-      if (pose.geman > 0.0f) {
-        const float scale = pose.geman * pose.geman;
-        const float fall = scale / (scale + square[lane]);
-        share = fall * fall;
-        value *= fall;
-      } else if (pose.huber > 0.0f && square[lane] > pose.huber * pose.huber) {
-        const float norm = sqrtf(square[lane]);
-        share = pose.huber / norm;
-        value = pose.huber * (norm - 0.5f * pose.huber);
-      }
-      sums[29] += static_cast<double>(w[lane] * square[lane]);
-      loss[lane] = w[lane] * value;
-      w[lane] *= share;
-      sums[27] += loss[lane];
-      sums[28] += w[lane];
-    }
-    for (int channel = 0; channel < 3; ++channel) {
-      double* to = sums + 30 + 6 * channel;
-      for (int lane = 0; lane < 16; ++lane) {
-        const float cw = w[lane] * c[channel][lane], tw = w[lane] * target[channel][lane];
-        to[0] += w[lane], to[1] += cw, to[2] += cw * c[channel][lane];
-        to[3] += tw, to[4] += cw * target[channel][lane], to[5] += tw * target[channel][lane];
-      }
-    }
-    if (!((used >> block) & 1)) continue;
-    for (int channel = 0; channel < 3; ++channel) {
-      const float gain = pose.gain[channel];
-      const Lanes weight = load(w) * set(gain * gain);
-      for (int lane = 0; lane < 16; ++lane) wr[lane] = w[lane] * r[channel][lane] * gain;
-      int at = 0;
-      for (int row = 0; row < 6; ++row) {
-        const Lanes left = load(jacobian[block][3 * row + channel]);
-        sums[21 + row] += sum(left * load(wr));
-        const Lanes weighted = left * weight;
-        for (int col = row; col < 6; ++col) sums[at++] += sum(weighted * load(jacobian[block][3 * col + channel]));
-      }
+      const float shown = pose.gain[channel] * out.c[channel][lane] + pose.bias[channel];
+      const float within = shown < 0.0f ? 0.0f : shown > 1.0f ? 1.0f : shown;
+      cut[channel][lane] = within != shown;
+      out.r[channel][lane] = within - target[channel][lane];
+      square[lane] += out.r[channel][lane] * out.r[channel][lane];
     }
   }
+  double *cost = sums + kCostAt, *moments = sums + kMomentAt;
+  for (int lane = 0; lane < 16; ++lane) {
+    float share = 1.0f, value = 0.5f * square[lane];
+    if (pose.geman > 0.0f) {
+      const float scale = pose.geman * pose.geman;
+      const float fall = scale / (scale + square[lane]);
+      share = fall * fall;
+      value *= fall;
+    } else if (pose.huber > 0.0f && square[lane] > pose.huber * pose.huber) {
+      const float norm = sqrtf(square[lane]);
+      share = pose.huber / norm;
+      value = pose.huber * (norm - 0.5f * pose.huber);
+    }
+    cost[0] += static_cast<double>(w[lane] * value);
+    cost[2] += static_cast<double>(w[lane] * square[lane]);
+    w[lane] *= share;
+    cost[1] += static_cast<double>(w[lane]);
+  }
+  for (int channel = 0; channel < 3; ++channel) {
+    const float behind = call.background[channel];
+    const float shown_behind = pose.gain[channel] * behind + pose.bias[channel];
+    double* to = moments + 6 * channel;
+    for (int lane = 0; lane < 16; ++lane) {
+      const float left = 1.0f - out.a[lane];
+      const float c = out.c[channel][lane] - left * behind, t = target[channel][lane] - left * shown_behind;
+      const float weight = cut[channel][lane] ? 0.0f : w[lane];
+      out.c[channel][lane] = c;
+      out.w[channel][lane] = weight;
+      const float wa = weight * out.a[lane], wc = weight * c, wt = weight * t;
+      to[0] += wa * out.a[lane], to[1] += wa * c, to[2] += wc * c;
+      to[3] += wa * t, to[4] += wc * t, to[5] += wt * t;
+    }
+  }
+}
+
+template <int kUnknowns>
+void add_block(const PoseStep& pose, const BlockJacobian& jacobian, const BlockResidual& block, double* sums) {
+  for (int channel = 0; channel < 3; ++channel) {
+    const Lanes weight = load(block.w[channel]) * set(pose.gain[channel]);
+    const Lanes square = weight * set(pose.gain[channel]);
+    const Lanes pull = weight * load(block.r[channel]);
+    const Lanes by_gain = weight * load(block.c[channel]), by_bias = weight * load(block.a);
+    int at = 0;
+    for (int row = 0; row < kUnknowns; ++row) {
+      const Lanes left = load(jacobian[3 * row + channel]);
+      sums[kRightAt + row] += sum(left * pull);
+      double* cross = sums + kCrossAt + 2 * (kPoseMost * channel + row);
+      cross[0] += sum(left * by_gain), cross[1] += sum(left * by_bias);
+      const Lanes weighted = left * square;
+      for (int col = row; col < kUnknowns; ++col) sums[at++] += sum(weighted * load(jacobian[3 * col + channel]));
+    }
+  }
+}
+
+template <int kUnknowns>
+void pose_tile(const Call& call, int tile, double* sums) {
+  Context& context = *call.context;
+  const CameraInput& camera = *call.camera;
+  const int tile_x = tile % context.tiles_x, tile_y = tile / context.tiles_x;
+  alignas(64) static thread_local BlockJacobian own[64];
+  const uint64_t present = blocks_in_image(camera, tile_x, tile_y);
+  BlockJacobian* jacobian = own;
+  uint64_t used;
+  if (call.pose->keep || call.pose->reuse)
+    jacobian = reinterpret_cast<BlockJacobian*>(&context.jacobian[static_cast<size_t>(tile) * kTileJacobian]);
+  if (call.pose->reuse) {
+    used = context.jacobian_used[tile];
+  } else {
+    used = tile_jacobian<kUnknowns>(call, tile, present, own);
+    if (call.pose->keep) {
+      context.jacobian_used[tile] = used;
+      for (uint64_t blocks = used; blocks != 0; blocks &= blocks - 1) {
+        const int block = __builtin_ctzll(blocks);
+        memcpy(jacobian[block], own[block], 3 * kUnknowns * sizeof(own[block][0]));
+      }
+      jacobian = own;
+    }
+  }
+  for (int k = 0; k < kPoseSums; ++k) sums[k] = 0.0;
+  for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
+    const int block = __builtin_ctzll(blocks);
+    BlockResidual residual;
+    block_residual(call, block_place(camera, tile_x, tile_y, block), residual, sums);
+    if ((used >> block) & 1) add_block<kUnknowns>(*call.pose, jacobian[block], residual, sums);
+  }
   if (call.jacobian != nullptr) {
+    const size_t plane = static_cast<size_t>(camera.width) * camera.height;
     const float nothing[16] = {0};
     for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
       const int block = __builtin_ctzll(blocks);
       const BlockPlace place = block_place(camera, tile_x, tile_y, block);
-      for (int k = 0; k < 6; ++k)
+      for (int k = 0; k < kUnknowns; ++k)
         for (int channel = 0; channel < 3; ++channel)
-          write_block(call.jacobian + (6 * channel + k) * plane, camera, place,
+          write_block(call.jacobian + (kUnknowns * channel + k) * plane, camera, place,
                       (used >> block) & 1 ? jacobian[block][3 * k + channel] : nothing);
     }
   }
@@ -293,7 +359,11 @@ void pose_tile(const Call& call, int tile, double* sums) {
 
 void pose_task(void* argument, int32_t tile) {
   const Call& call = *static_cast<Call*>(argument);
-  pose_tile(call, tile, &call.context->partial.data[static_cast<size_t>(tile) * kPoseSums]);
+  double* sums = &call.context->partial.data[static_cast<size_t>(tile) * kPoseSums];
+  if (call.pose->unknowns == kPoseMost)
+    pose_tile<kPoseMost>(call, tile, sums);
+  else
+    pose_tile<6>(call, tile, sums);
 }
 
 }  // namespace
