@@ -20,7 +20,10 @@ INTERNAL_ERROR, USAGE_ERROR, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130,
 
 @dataclass(frozen=True)
 class CommandLine:
-    """One row of the table of commands; `splatad.commands.NAME` holds its `Command` and `run`."""
+    """One row of the table of commands; `splatad.commands.NAME` holds its `Command` and `run`.
+
+    A name of two words ("evaluate pose") is a command of its own, in the module `evaluate_pose`.
+    """
 
     help: str
     example: str  # the words after "splatad"
@@ -37,7 +40,13 @@ COMMANDS = {
     "detect": CommandLine(
         "inspect photos: camera, anomaly map, verdict, report", "detect --query PHOTO_OR_FOLDER"
     ),
+    "pose": CommandLine(
+        "the cameras of photos, how far to believe them, pictures", "pose --query PHOTO_OR_FOLDER"
+    ),
     "evaluate": CommandLine("metrics over a class's test photos", "evaluate --class NAME"),
+    "evaluate pose": CommandLine(
+        "errors of the cameras that are found, by two protocols", "evaluate pose --class NAME"
+    ),
     "doctor": CommandLine("what is installed, what is missing, and what brings it", "doctor"),
 }
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -123,21 +132,37 @@ def _dispatch(flags: GlobalFlags) -> int:
         if flags.rest[0] != "help" or len(flags.rest) == 1:
             print(_help())
             return 0
-        return _run(flags.rest[1], ["--help"], flags.log_level)
-    return _run(flags.rest[0], flags.rest[1:], flags.log_level)
+        command, _ = _split_command(flags.rest[1:])
+        return _run(command, ["--help"], flags.log_level)
+    command, arguments = _split_command(flags.rest)
+    return _run(command, arguments, flags.log_level)
+
+
+def _split_command(words: list[str]) -> tuple[str, list[str]]:
+    """The command that `words` begin with and its arguments; a second word belongs to it where such commands exist.
+
+    No command takes a word without a flag, so a second word that is none of them is a slip.
+
+    Raises: UsageError for an unknown command.
+    """
+    first, rest = words[0], words[1:]
+    pairs = [name for name in COMMANDS if name.startswith(f"{first} ")]
+    if pairs and rest and not rest[0].startswith("-"):
+        command, rest = f"{first} {rest[0]}", rest[1:]
+    else:
+        command = first
+    if command in COMMANDS:
+        return command, rest
+    if command.startswith("-"):
+        raise UsageError(f"{command}: no such flag before the command; `splatad --help` lists what there is")
+    near = difflib.get_close_matches(command.lower(), COMMANDS, n=2, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"
+    raise UsageError(f"{command}: no such command; {hint}")
 
 
 def _run(command: str, arguments: list[str], log_level: str) -> int:
-    """Parse `arguments` into the command's own `Command` and run it. Raises: UsageError for an unknown command."""
-    if command not in COMMANDS:
-        if command.startswith("-"):
-            raise UsageError(
-                f"{command}: no such flag before the command; `splatad --help` lists what there is"
-            )
-        near = difflib.get_close_matches(command.lower(), COMMANDS, n=2, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise UsageError(f"{command}: no such command; {hint}")
-    module = importlib.import_module(f"splatad.commands.{command}")
+    """Parse `arguments` into the command's own `Command` and run it."""
+    module = importlib.import_module(f"splatad.commands.{command.replace(' ', '_')}")
     import tyro
 
     _start_logging(log_level)
@@ -181,7 +206,8 @@ flags of every command:
   --version          print the version
 
 exit status: 0 done, 2 usage, 3 bad input, 4 something missing, 1 internal error;
-detect --exit-status: 10 a photo is NG, 20 one is CANNOT TELL, else 0"""
+detect --exit-status: 10 a photo is NG, 20 one is CANNOT TELL, else 0;
+pose --exit-status: 20 a camera is not believed, else 0"""
 
 
 if __name__ == "__main__":

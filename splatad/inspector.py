@@ -15,12 +15,13 @@ from torch import Tensor
 from detect.anomaly_map import AnomalyMap
 from detect.defects import Defect, find_defects
 from detect.verdict import Verdict, decide, no_part_verdict
-from pose.locate import LocateConfig, Located, locate
+from pose.locate import LocateConfig, Located
 from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.image import image_size
 from prepare.scene import ViewImage, load_query_image
 from recon.rasterize import RasterOptions, Render, rasterize
+from splatad.pose_output import locate_photo, pose_document
 from splatad.reference_dir import LoadedReference, load_whole_reference
 
 
@@ -90,17 +91,7 @@ class Inspector:
         background = reference.background
         photo = over_background(image, background)
         times = dict(seconds or {})
-        located = locate(
-            reference,
-            loaded.index,
-            loaded.levels,
-            photo,
-            image.alpha,
-            image.camera,
-            background=background,
-            config=self.config,
-            limits=loaded.calibration.belief,
-        )
+        located = locate_photo(loaded, photo, image.alpha, image.camera, self.config)
         if located is None:
             verdict = no_part_verdict(loaded.calibration.belief.least_part_share)
             return Inspection(name, verdict, photo, image.alpha, None, None, None, (), times)
@@ -158,26 +149,6 @@ def verdict_document(inspection: Inspection, loaded: LoadedReference, version: s
     """What goes into `verdict.json`: plain values only."""
     located, anomaly = inspection.located, inspection.anomaly
     reference, calibration = loaded.reference, loaded.calibration
-    pose: dict[str, Any] | None = None
-    if located is not None:
-        camera = located.camera
-        pose = {
-            "believed": located.believed,
-            "world_to_cam": camera.world_to_cam.tolist(),
-            "axes": "OpenCV (x right, y down, z forward)",
-            "fl_x": camera.fl_x,
-            "fl_y": camera.fl_y,
-            "cx": camera.cx,
-            "cy": camera.cy,
-            "w": camera.width,
-            "h": camera.height,
-            "inliers": located.inliers,
-            "overlap": located.overlap,
-            "sigma_deg": _finite(located.sigma_deg),
-            "sigma_shift_share": _finite(located.sigma_shift),
-            "agreement": located.agreement,
-            "nearest_reference_view_deg": located.nearest_view_deg,
-        }
     scale = reference.scale_to_mm
     return {
         "format": "splatad-verdict",
@@ -193,7 +164,7 @@ def verdict_document(inspection: Inspection, loaded: LoadedReference, version: s
         "attainable_rate": calibration.attainable_rate,
         "threshold_note": calibration.note,
         "unknown_px": None if anomaly is None else int((~anomaly.known).sum()),
-        "pose": pose,
+        "pose": None if located is None else pose_document(located),
         "defects": [
             {
                 "kind": defect.kind,
@@ -209,7 +180,3 @@ def verdict_document(inspection: Inspection, loaded: LoadedReference, version: s
         ],
         "seconds": {stage: round(value, 4) for stage, value in inspection.seconds.items()},
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value and abs(value) != float("inf") else None

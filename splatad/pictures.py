@@ -198,9 +198,12 @@ def colour_bar(
 
 
 def verdict_banner(
-    verdict: Verdict, text: str, width: int, height: int = 48
+    verdict: Verdict, text: str, width: int, height: int = 48, *, word: str | None = None
 ) -> Float[Tensor, "height width 3"]:
-    """A strip that says the verdict by colour, by sign (tick, cross, question mark) and by word, then `text`."""
+    """A strip that says the verdict by colour, by sign (tick, cross, question mark) and by word, then `text`.
+
+    `word` stands in the verdict's place where something else than a part is judged, such as a camera.
+    """
     sheet = Image.new("RGB", (width * _SUPERSAMPLE, height * _SUPERSAMPLE), VERDICT_COLOURS[verdict])
     canvas = ImageDraw.Draw(sheet)
     high = height * _SUPERSAMPLE
@@ -218,7 +221,8 @@ def verdict_banner(
     else:
         font = ImageFont.load_default(size=high * 0.7)
         canvas.text((0.5 * high, 0.5 * high), "?", fill=ink, font=font, anchor="mm")
-    words = f"{verdict}   {text}" if text else verdict
+    word = word or verdict
+    words = f"{word}   {text}" if text else word
     font = _font_to_fit(words, high * 0.42, width * _SUPERSAMPLE - high * 1.15)
     canvas.text((high, high / 2), words, fill=ink, font=font, anchor="lm")
     return _from_pil(sheet.resize((width, height), Image.Resampling.LANCZOS))

@@ -63,11 +63,14 @@ def test_help_lists_every_command_and_every_command_has_a_module(capsys: pytest.
     shown = capsys.readouterr().out
     for name in cli.COMMANDS:
         assert f"\n  {name} " in shown
-        assert importlib.util.find_spec(f"splatad.commands.{name}") is not None, name
+        module = "splatad.commands." + name.replace(" ", "_")
+        assert importlib.util.find_spec(module) is not None, name
 
 
 def test_every_example_of_the_help_starts_with_its_own_command() -> None:
-    assert [line.example.split()[0] for line in cli.COMMANDS.values()] == list(cli.COMMANDS)
+    for name, line in cli.COMMANDS.items():
+        words = line.example.split()
+        assert " ".join(words[: len(name.split())]) == name
 
 
 def test_no_command_is_a_usage_error_that_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +81,44 @@ def test_no_command_is_a_usage_error_that_shows_the_help(capsys: pytest.CaptureF
 def test_an_unknown_command_offers_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["detcet", "--query", "a.png"]) == 2
     assert capsys.readouterr().err == "splatad: detcet: no such command; did you mean detect?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["evaluate", "pse"], "splatad: evaluate pse: no such command; did you mean evaluate pose"),
+        (["evaluate", "mad_car"], "splatad: evaluate mad_car: no such command; "),
+        (["--scene", "x", "evaluate"], "splatad: --scene: no such flag before the command; "),
+    ],
+)
+def test_a_second_word_that_is_no_command_is_a_usage_error(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_two_words_are_a_command_of_their_own_and_one_word_stays_what_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def install(name: str) -> None:
+        module = types.ModuleType(f"splatad.commands.{name}")
+        module.Command = Command  # type: ignore[attr-defined]
+        module.run = lambda config: ran.append((name, config.view_count)) or 0  # type: ignore[attr-defined,func-returns-value]
+        monkeypatch.setitem(sys.modules, f"splatad.commands.{name}", module)
+
+    install("evaluate")
+    install("evaluate_pose")
+    assert cli.main(["evaluate", "--view-count", "4"]) == 0
+    assert cli.main(["evaluate", "pose", "--view-count", "5"]) == 0
+    assert cli.main(["evaluate"]) == 0
+    assert ran == [("evaluate", 4), ("evaluate_pose", 5), ("evaluate", 3)]
+    assert cli.main(["help", "evaluate", "pose"]) == 0
+    assert "usage: splatad evaluate pose " in capsys.readouterr().out
+    assert cli.main(["help", "evaluate"]) == 0
+    assert "usage: splatad evaluate [" in capsys.readouterr().out
 
 
 def test_a_command_gets_its_flags_and_its_result_is_the_exit_status(command: Callable[..., None]) -> None:
