@@ -82,7 +82,6 @@ struct Context {
   Buffer<float> jacobian;        // by tile and block: of the render by the pose, where a pass was told to keep it
   Buffer<uint64_t> jacobian_used;  // of each tile: the blocks that have one
   int32_t jacobian_tiles = 0, jacobian_unknowns = 0;  // what they are of
-  bool out_of_memory = false;    // in a pose pass
   int32_t count = 0, drawn_count = 0, tiles_x = 0, tiles_y = 0, chunk_count = 0;
   int64_t pair_count = 0;
   double stage_ms[kStages] = {0};

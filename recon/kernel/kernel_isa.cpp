@@ -131,9 +131,7 @@ int32_t pose_step(Context* context, const Runtime* runtime, const SplatInput* sp
     camera_centre(*camera, call.camera_centre);
     runtime->parallel_for(context->chunk_count, tangent_task, &call);
   }
-  context->out_of_memory = false;
   runtime->parallel_for(tiles, pose_task, &call);
-  if (context->out_of_memory) return 1;
   double sums[kPoseSums] = {0};
   for (int tile = 0; tile < tiles; ++tile)
     for (int k = 0; k < kPoseSums; ++k) sums[k] += context->partial[static_cast<size_t>(tile) * kPoseSums + k];

@@ -80,7 +80,9 @@ void tangent_task(void* argument, int32_t chunk_index) {
       const Lanes d_mx = view.fl_x * (zooms ? u : du), d_my = view.fl_y * (zooms ? v : dv);
       const Lanes recede = zooms ? one : zero - p.inverse * move[2];
       const Lanes d_jx = p.j_x * recede, d_jy = p.j_y * recede;
-      const Lanes d_u = keep(p.u_free, du), d_v = keep(p.v_free, dv);
+      // The limits to which u and v are held go with 1 / focal length.
+      const Lanes d_u = zooms ? keep(p.u_free, p.u) - p.u : keep(p.u_free, du);
+      const Lanes d_v = zooms ? keep(p.v_free, p.v) - p.v : keep(p.v_free, dv);
       Lanes d_xx = zero, d_xy = zero, d_yy = zero;
       for (int a = 0; a < 3; ++a) {
         const Lanes t0 = p.turned[a], t1 = p.turned[3 + a], t2 = p.turned[6 + a];
@@ -146,121 +148,81 @@ constexpr size_t kTileJacobian = 64 * 3 * kPoseMost * 16;  // floats
 
 using BlockJacobian = float[3 * kPoseMost][16];  // row 3 unknown + channel
 
-// The pairs of a tile by the blocks they meet, front to back: a block's sums then stay in registers from first to last.
-struct BlockLists {
-  Buffer<uint32_t> pairs;  // positions in the tile's list
-  uint32_t start[65];
-};
-
-bool list_blocks(const Context& context, uint32_t begin, uint32_t end, uint64_t present, BlockLists& lists) {
-  uint32_t count[64] = {0};
-  for (uint32_t at = begin; at < end; ++at)
-    for (uint64_t blocks = context.pairs[at]->mask & present; blocks != 0; blocks &= blocks - 1)
-      ++count[__builtin_ctzll(blocks)];
-  lists.start[0] = 0;
-  for (int block = 0; block < 64; ++block) lists.start[block + 1] = lists.start[block] + count[block];
-  if (!lists.pairs.reserve(lists.start[64] + 1)) return false;
-  uint32_t next[64];
-  memcpy(next, lists.start, sizeof(next));
-  for (uint32_t at = begin; at < end; ++at)
-    for (uint64_t blocks = context.pairs[at]->mask & present; blocks != 0; blocks &= blocks - 1)
-      lists.pairs[next[__builtin_ctzll(blocks)]++] = at;
-  return true;
-}
-
-// The Jacobian of a block's pixels; false where no splat counts in any of them.
-template <int kUnknowns, bool kViewDependent>
-bool block_jacobian(const Call& call, const BlockLists& lists, int block, const BlockPlace& place, Lanes x0, Lanes y0,
-                    BlockJacobian& jacobian) {
-  const Context& context = *call.context;
-  const size_t plane = static_cast<size_t>(call.camera->width) * call.camera->height;
-  const Lanes zero = set(0.0f), one = set(1.0f), ceiling = set(kAlphaMax);
-  const float across = kBlockOffset[block & 7], down = kBlockOffset[block >> 3];
-  alignas(64) float behind[3][16];
-  Lanes rest[3], sums[3 * kUnknowns];
-  for (int channel = 0; channel < 3; ++channel) {
-    read_block(call.rgb + channel * plane, *call.camera, place, behind[channel]);
-    rest[channel] = load(behind[channel]);
-  }
-  for (int k = 0; k < 3 * kUnknowns; ++k) sums[k] = zero;
-  Lanes through = one;
-  StoredMask open;
-  store_mask(open, greater(one, zero));
-  uint64_t alive = 1ull << block;
-  bool used = false;
-  const uint32_t last = lists.start[block + 1];
-  for (uint32_t at = lists.start[block]; at < last && alive != 0; ++at) {
-    if (at + 4 < last) {
-      const Pair& ahead = *context.pairs[lists.pairs[at + 4]];
-      const float* tangents = &context.tangents[static_cast<size_t>(ahead.rank) * kTangent];
-      for (int line = 0; line < 4; ++line) __builtin_prefetch(tangents + 16 * line);
-    }
-    const Pair& pair = *context.pairs[lists.pairs[at]];
-    // The same arithmetic as pair_lanes and exponent, so that the same splats count.
-    const float lean = -pair.along * pair.slant;
-    const Lanes from_x = x0 - set(pair.mx), from_y = y0 - set(pair.my);
-    const Lanes q = set(pair.across) * from_y + set(pair.across * down);
-    const Lanes p = mul_add(set(pair.along), from_x, set(lean) * from_y) + set(lean * down) + set(pair.along * across);
-    const Lanes raw = exp2_lanes((set(pair.lo) - q * q) - p * p);
-    const Lanes alpha = minimum(raw, ceiling);
-    const Passage passage = pass_block(alpha, through, open, block, alive);
-    if (!any(passage.live)) continue;
-    used = true;
-    const float* tangent = &context.tangents[static_cast<size_t>(pair.rank) * kTangent];
-    const float colour[3] = {pair.red, pair.green, pair.blue};
-    const Lanes w = passage.weight;
-    const Lanes over = reciprocal(one - alpha);
-    const Lanes gate = keep(both(passage.live, greater(ceiling, raw)), alpha * set(kLn2));
-    Lanes by_alpha[3];
-    for (int channel = 0; channel < 3; ++channel) {
-      const Lanes left = rest[channel] - w * set(colour[channel]);
-      rest[channel] = left;
-      by_alpha[channel] = gate * (through * set(colour[channel]) - left * over);
-    }
-    const Lanes dx = from_x + set(across), dy = from_y + set(down);
-    const Lanes dxx = dx * dx, dxy = dx * dy, dyy = dy * dy;
-#pragma GCC unroll 7
-    for (int k = 0; k < kUnknowns; ++k) {
-      const float* c = tangent + 9 * k;
-      const Lanes inner = mul_add(set(c[1]), dx, mul_add(set(c[2]), dy, set(c[0])));
-      const Lanes change = mul_add(set(c[3]), dxx, mul_add(set(c[4]), dxy, mul_add(set(c[5]), dyy, inner)));
-#pragma GCC unroll 3
-      for (int channel = 0; channel < 3; ++channel) {
-        Lanes sum_to = mul_add(change, by_alpha[channel], sums[3 * k + channel]);
-        if (kViewDependent) sum_to = mul_add(w, set(c[6 + channel]), sum_to);
-        sums[3 * k + channel] = sum_to;
-      }
-    }
-    through = passage.next;
-  }
-  if (used)
-    for (int k = 0; k < 3 * kUnknowns; ++k) store(jacobian[k], sums[k]);
-  return used;
-}
-
-// The Jacobian of a tile's pixels; returns the blocks in which any splat counts.
+// The Jacobian of a tile's pixels, front to back; returns the blocks that any splat touched.
 template <int kUnknowns>
 uint64_t tile_jacobian(const Call& call, int tile, uint64_t present, BlockJacobian* jacobian) {
   const Context& context = *call.context;
   const CameraInput& camera = *call.camera;
   const int tile_x = tile % context.tiles_x, tile_y = tile / context.tiles_x;
-  static thread_local BlockLists lists;
-  if (context.tile_start[tile] == context.tile_start[tile + 1]) return 0;
-  if (!list_blocks(context, context.tile_start[tile], context.tile_start[tile + 1], present, lists)) {
-    call.context->out_of_memory = true;
-    return 0;
-  }
+  const size_t plane = static_cast<size_t>(camera.width) * camera.height;
+  const uint32_t begin = context.tile_start[tile], end = context.tile_start[tile + 1];
   const bool view_dependent = call.splats->colours == nullptr && call.splats->sh_degree > 0;
-  const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
-  const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
-  uint64_t used = 0;
+  alignas(64) float through[64][16], rest[3][64][16];
+  StoredMask open[64];
+  const Lanes zero = set(0.0f), one = set(1.0f);
+  uint64_t alive = present, used = 0;
   for (uint64_t blocks = present; blocks != 0; blocks &= blocks - 1) {
     const int block = __builtin_ctzll(blocks);
     const BlockPlace place = block_place(camera, tile_x, tile_y, block);
-    const bool any_splat =
-        view_dependent ? block_jacobian<kUnknowns, true>(call, lists, block, place, x0, y0, jacobian[block])
-                       : block_jacobian<kUnknowns, false>(call, lists, block, place, x0, y0, jacobian[block]);
-    if (any_splat) used |= 1ull << block;
+    store(through[block], one);
+    store_mask(open[block], greater(one, zero));
+    for (int channel = 0; channel < 3; ++channel)
+      read_block(call.rgb + channel * plane, camera, place, rest[channel][block]);
+  }
+  const Lanes x0 = lane_columns() + set(tile_x * static_cast<float>(kTile) + 0.5f);
+  const Lanes y0 = lane_rows() + set(tile_y * static_cast<float>(kTile) + 0.5f);
+  const Lanes ceiling = set(kAlphaMax);
+  for (uint32_t at = begin; at < end && alive != 0; ++at) {
+    if (at + 4 < end) {
+      const float* ahead = &context.tangents[static_cast<size_t>(context.pairs[at + 4]->rank) * kTangent];
+      for (int line = 0; line < 4; ++line) __builtin_prefetch(ahead + 16 * line);
+    }
+    if (at + kAhead < end) __builtin_prefetch(context.pairs[at + kAhead]);
+    const Pair& pair = *context.pairs[at];
+    uint64_t blocks = pair.mask & alive;
+    if (blocks == 0) continue;
+    const float* tangent = &context.tangents[static_cast<size_t>(pair.rank) * kTangent];
+    const float colour[3] = {pair.red, pair.green, pair.blue};
+    PairLanes lanes;
+    pair_lanes(pair, x0, y0, lanes);
+    const Lanes from_x = x0 - set(pair.mx), from_y = y0 - set(pair.my);
+    for (; blocks != 0; blocks &= blocks - 1) {
+      const int block = __builtin_ctzll(blocks);
+      Lanes p, q;
+      const Lanes raw = exp2_lanes(exponent(lanes, block, p, q));
+      const Lanes dx = from_x + set(kBlockOffset[block & 7]), dy = from_y + set(kBlockOffset[block >> 3]);
+      const Lanes alpha = minimum(raw, ceiling);
+      const Lanes t = load(through[block]);
+      const Passage passage = pass_block(alpha, t, open[block], block, alive);
+      if (!any(passage.live)) continue;
+      if (!((used >> block) & 1)) {
+        memset(jacobian[block], 0, sizeof(jacobian[block]));
+        used |= 1ull << block;
+      }
+      const Lanes w = passage.weight;
+      const Lanes over = reciprocal(one - alpha);
+      Lanes by_alpha[3];
+      for (int channel = 0; channel < 3; ++channel) {
+        const Lanes left = load(rest[channel][block]) - w * set(colour[channel]);
+        store(rest[channel][block], left);
+        by_alpha[channel] = t * set(colour[channel]) - left * over;
+      }
+      const Lanes gate = keep(both(passage.live, greater(ceiling, raw)), alpha * set(kLn2));
+      const Lanes dxx = dx * dx, dxy = dx * dy, dyy = dy * dy;
+      for (int k = 0; k < kUnknowns; ++k) {
+        const float* c = tangent + 9 * k;
+        const Lanes inner = mul_add(set(c[1]), dx, mul_add(set(c[2]), dy, set(c[0])));
+        const Lanes outer = mul_add(set(c[3]), dxx, mul_add(set(c[4]), dxy, set(c[5]) * dyy));
+        const Lanes change = gate * (inner + outer);
+        float(*to)[16] = &jacobian[block][3 * k];
+        for (int channel = 0; channel < 3; ++channel) {
+          Lanes sum_to = mul_add(change, by_alpha[channel], load(to[channel]));
+          if (view_dependent) sum_to = mul_add(w, set(c[6 + channel]), sum_to);
+          store(to[channel], sum_to);
+        }
+      }
+      store(through[block], passage.next);
+    }
   }
   return used;
 }
@@ -277,59 +239,56 @@ void block_residual(const Call& call, const BlockPlace& place, BlockResidual& ou
   const CameraInput& camera = *call.camera;
   const PoseStep& pose = *call.pose;
   const size_t plane = static_cast<size_t>(camera.width) * camera.height;
-  alignas(64) float target[3][16], w[16], square[16];
+  alignas(64) float target[3][16], weights[16];
   if (call.pixel_weight != nullptr) {
-    read_block(call.pixel_weight, camera, place, w);
+    read_block(call.pixel_weight, camera, place, weights);
   } else {
     for (int lane = 0; lane < 16; ++lane)
-      w[lane] = place.x + lane % 4 < camera.width && place.y + lane / 4 < camera.height ? 1.0f : 0.0f;
+      weights[lane] = place.x + lane % 4 < camera.width && place.y + lane / 4 < camera.height ? 1.0f : 0.0f;
   }
   read_block(call.alpha, camera, place, out.a);
-  bool cut[3][16];
-  for (int lane = 0; lane < 16; ++lane) square[lane] = 0.0f;
+  const Lanes zero = set(0.0f), one = set(1.0f), half = set(0.5f), base = load(weights), a = load(out.a);
+  Lanes square = zero, uncut[3];  // uncut: 1 where the channel is within 0..1, else 0
   for (int channel = 0; channel < 3; ++channel) {
     read_block(call.rgb + channel * plane, camera, place, out.c[channel]);
     read_block(call.target + channel * plane, camera, place, target[channel]);
-    for (int lane = 0; lane < 16; ++lane) {
-      const float shown = pose.gain[channel] * out.c[channel][lane] + pose.bias[channel];
-      const float within = shown < 0.0f ? 0.0f : shown > 1.0f ? 1.0f : shown;
-      cut[channel][lane] = within != shown;
-      out.r[channel][lane] = within - target[channel][lane];
-      square[lane] += out.r[channel][lane] * out.r[channel][lane];
+    const Lanes shown = mul_add(set(pose.gain[channel]), load(out.c[channel]), set(pose.bias[channel]));
+    const Lanes within = minimum(maximum(shown, zero), one);
+    uncut[channel] = keep(both(greater_equal(shown, zero), greater_equal(one, shown)), one);
+    const Lanes r = within - load(target[channel]);
+    store(out.r[channel], r);
+    square = mul_add(r, r, square);
+  }
+  Lanes share = one, value = half * square;
+  if (pose.geman > 0.0f) {
+    const Lanes scale = set(pose.geman * pose.geman);
+    const Lanes fall = scale / (scale + square);
+    share = fall * fall;
+    value = value * fall;
+  } else if (pose.huber > 0.0f) {
+    const Lanes huber = set(pose.huber);
+    const LaneMask outside = greater(square, huber * huber);
+    if (any(outside)) {
+      const Lanes norm = maximum(square_root(square), set(1e-20f));
+      share = pick(outside, huber / norm, share);
+      value = pick(outside, huber * (norm - half * huber), value);
     }
   }
+  const Lanes w = base * share;
   double *cost = sums + kCostAt, *moments = sums + kMomentAt;
-  for (int lane = 0; lane < 16; ++lane) {
-    float share = 1.0f, value = 0.5f * square[lane];
-    if (pose.geman > 0.0f) {
-      const float scale = pose.geman * pose.geman;
-      const float fall = scale / (scale + square[lane]);
-      share = fall * fall;
-      value *= fall;
-    } else if (pose.huber > 0.0f && square[lane] > pose.huber * pose.huber) {
-      const float norm = sqrtf(square[lane]);
-      share = pose.huber / norm;
-      value = pose.huber * (norm - 0.5f * pose.huber);
-    }
-    cost[0] += static_cast<double>(w[lane] * value);
-    cost[2] += static_cast<double>(w[lane] * square[lane]);
-    w[lane] *= share;
-    cost[1] += static_cast<double>(w[lane]);
-  }
+  cost[0] += sum(base * value), cost[1] += sum(w), cost[2] += sum(base * square);
+  const Lanes left = one - a;
   for (int channel = 0; channel < 3; ++channel) {
     const float behind = call.background[channel];
     const float shown_behind = pose.gain[channel] * behind + pose.bias[channel];
+    const Lanes c = load(out.c[channel]) - left * set(behind), t = load(target[channel]) - left * set(shown_behind);
+    const Lanes weight = w * uncut[channel];
+    store(out.c[channel], c);
+    store(out.w[channel], weight);
+    const Lanes wa = weight * a, wc = weight * c, wt = weight * t;
     double* to = moments + 6 * channel;
-    for (int lane = 0; lane < 16; ++lane) {
-      const float left = 1.0f - out.a[lane];
-      const float c = out.c[channel][lane] - left * behind, t = target[channel][lane] - left * shown_behind;
-      const float weight = cut[channel][lane] ? 0.0f : w[lane];
-      out.c[channel][lane] = c;
-      out.w[channel][lane] = weight;
-      const float wa = weight * out.a[lane], wc = weight * c, wt = weight * t;
-      to[0] += wa * out.a[lane], to[1] += wa * c, to[2] += wc * c;
-      to[3] += wa * t, to[4] += wc * t, to[5] += wt * t;
-    }
+    to[0] += sum(wa * a), to[1] += sum(wa * c), to[2] += sum(wc * c);
+    to[3] += sum(wa * t), to[4] += sum(wc * t), to[5] += sum(wt * t);
   }
 }
 

@@ -1,30 +1,47 @@
-"""`splatad detect`: verdicts on photos against a fitted reference, with pictures and a report."""
+"""`splatad detect`: verdicts on photos against fitted references, with pictures and a report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import torch
+
+    from splatad.identify import Identified
+    from splatad.inspector import Inspector
+    from splatad.report import ReportPhoto, ReportRun
 
 # Nothing here imports torch: the command line reads this class to print its help.
 
 
 @dataclass(frozen=True)
 class Detect:
-    """Inspect photos: find each one's camera, compare it with the reference, and say OK, NG or CANNOT TELL."""
+    """Inspect photos: find each one's camera, compare it with the reference, and say OK, NG or CANNOT TELL.
+
+    Where there are several references, which part a photo shows is found out too.
+    """
 
     query: tuple[Path, ...]
     """Photos, or folders of photos."""
-    class_: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """Name of the fitted reference in the workspace; the only one if not given."""
+    class_: Annotated[
+        tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="class")
+    ] = ()
+    """Name of the fitted reference in the workspace; one or more that the photos may show, all of them if not given."""
     reference: Path | None = None
-    """A reference folder instead of one of the workspace."""
+    """A reference folder instead of those of the workspace."""
     workspace: Path | None = None
     """Where references lie; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     out: Path | None = None
     """Folder for the results; WORKSPACE/runs/DATE-TIME-NAME if not given."""
+    lens: Literal["auto", "reference", "exif", "free"] = "auto"
+    """The photos' lens: as the reference's photos; from EXIF; found with the camera; auto: the reference's where the
+    photo's shape fits and EXIF does not contradict, else EXIF's, else found."""
     exit_status: bool = False
     """End with status 10 if any photo is NG, else 20 if any is CANNOT TELL, else 0."""
     device: str = "auto"
@@ -32,6 +49,7 @@ class Detect:
 
 
 Command = Detect
+_OF_A_KNOWN_PART = ("score", "threshold", "false_alarm_rate", "attainable_rate", "threshold_note")
 
 
 def run(config: Detect) -> int:
@@ -42,22 +60,17 @@ def run(config: Detect) -> int:
     import sys
     from collections import Counter
     from collections.abc import Iterator
+    from dataclasses import replace
 
+    from prepare.atomic_write import write_bytes, write_json
     from prepare.errors import InputError, UsageError
     from prepare.image import list_images
-    from splatad.inspector import Inspection, Inspector
+    from splatad.identify import Identified, Identifier
+    from splatad.inspector import Inspector
+    from splatad.pictures import to_bytes
     from splatad.reference_dir import choose_device, find_reference
-    from splatad.report import ReportPhoto, ReportRun, write_report
-    from splatad.run_output import (
-        folder_name,
-        footer,
-        map_range,
-        photo_names,
-        report_photo,
-        verdict_row,
-        write_photo,
-        write_table,
-    )
+    from splatad.report import write_report
+    from splatad.run_output import folder_name, overlay_picture, photo_names, verdict_row, write_table
     from splatad.terminal import Terminal
     from splatad.threads import leave_cores_to_the_kernel
     from splatad.workspace import open_workspace
@@ -65,26 +78,39 @@ def run(config: Detect) -> int:
     if not config.query:
         raise UsageError("--query: name at least one photo or a folder of photos")
     workspace = open_workspace(config.workspace)
-    folder = find_reference(workspace, config.class_, config.reference)
+    given_names = list(dict.fromkeys(name for group in config.class_ for name in group))
+    names = given_names or workspace.reference_names()
+    if config.reference is not None or len(names) <= 1:
+        name = given_names[0] if given_names else None
+        folders = [find_reference(workspace, name, config.reference)]
+    else:
+        folders = [find_reference(workspace, name, None) for name in names]
     paths = list(dict.fromkeys(path for given in config.query for path in list_images(given)))
     device = choose_device(config.device)
     leave_cores_to_the_kernel(device)
-    inspector = Inspector.open(folder, device)
-    loaded = inspector.loaded
-    out = config.out or workspace.runs / f"{_now()}-{loaded.reference.name}"
+    inspectors = {folder.name: Inspector.open(folder, device, config.lens) for folder in folders}
+    several = len(inspectors) > 1
+    only = next(iter(inspectors.values()))
+    identifier = Identifier(inspectors)
+    what = f"{len(inspectors)}-references" if several else only.loaded.reference.name
+    out = config.out or workspace.runs / f"{_now()}-{what}"
     terminal = Terminal()
     failures: list[str] = []
     rows: list[dict[str, object]] = []
     taken: set[str] = set()
 
-    def inspections() -> Iterator[Inspection]:
-        """Each readable photo's inspection; the first photo of all must be readable or there is nothing to do."""
-        from dataclasses import replace
+    def identified(path: Path) -> Identified:
+        if several:
+            return identifier.identify(path)
+        name = only.loaded.reference.name
+        return Identified(name, name, only.inspect(path), ())
 
+    def results() -> Iterator[Identified]:
+        """Each readable photo's result; the first photo of all must be readable or there is nothing to do."""
         with terminal.bar("inspecting photos", len(paths)) as bar:
             for path, name in zip(paths, photo_names(paths), strict=True):
                 try:
-                    inspection = replace(inspector.inspect(path), name=name)
+                    result = identified(path)
                 except InputError as error:
                     if len(paths) == 1:
                         raise
@@ -92,46 +118,43 @@ def run(config: Detect) -> int:
                     bar.advance()
                     continue
                 bar.advance()
-                yield inspection
+                yield replace(result, inspection=replace(result.inspection, name=name))
 
     def shown() -> Iterator[ReportPhoto]:
-        for inspection in inspections():
+        for result in results():
+            inspection = result.inspection
             place = base = folder_name(inspection.name)
             number = 2
-            while place in taken:
+            while place.casefold() in taken:  # a file system may take A and a for the same
                 place, number = f"{base}-{number}", number + 1
-            taken.add(place)
-            write_photo(out / place, inspection, loaded)
-            rows.append(verdict_row(inspection))
-            yield report_photo(inspection)
+            taken.add(place.casefold())
+            loaded = inspectors[result.nearest].loaded if several and result.nearest else only.loaded
+            write_bytes(out / place / "overlay.png", to_bytes(overlay_picture(inspection, loaded), "PNG"))
+            write_json(out / place / "verdict.json", _document(result, inspectors))
+            row = verdict_row(inspection)
+            known = {} if result.name is not None else {"score": ""}
+            rows.append({"photo": row["photo"], "reference": result.name or ""} | row | known)
+            yield _report_photo(result, inspectors)
         if not rows:
             raise InputError(f"none of the {len(paths)} photos could be read: {failures[0]}")
 
-    calibration = loaded.calibration
-    report = ReportRun(
-        title=f"Inspection of {len(paths)} photo{'s' if len(paths) != 1 else ''}",
-        reference=loaded.reference.name,
-        threshold=calibration.threshold,
-        false_alarm_rate=calibration.false_alarm_rate,
-        threshold_note=calibration.note,
-        good_scores=calibration.good_scores,
-        photos=shown(),
-        metrics=None,
-        footer=footer(loaded, device),
-        map_range=map_range(loaded),
-    )
     was_there = out.exists()
     try:
-        write_report(report, out / "report.html")
+        write_report(_report(len(paths), inspectors, shown(), device), out / "report.html")
     except InputError:
         if not was_there and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
         raise
     write_table(out / "verdicts.csv", rows)
+    width = max((len(str(row["reference"])) for row in rows), default=0) if several else 0
     for row in rows if len(rows) <= 20 else []:
-        terminal.say(f"{row['verdict']:<12}{row['photo']}: {row['reason']}")
+        part = f"{row['reference'] or '-':<{width}}  " if several else ""
+        terminal.say(f"{row['verdict']:<12}{part}{row['photo']}: {row['reason']}")
     counts = Counter(str(row["verdict"]) for row in rows)
     terminal.say(", ".join(f"{counts[name]} {name}" for name in ("OK", "NG", "CANNOT TELL") if counts[name]))
+    if several:
+        parts = Counter(str(row["reference"]) or "no known part" for row in rows)
+        terminal.say("shown: " + ", ".join(f"{parts[name]} {name}" for name in sorted(parts)))
     terminal.say(f"report: {out / 'report.html'}")
     for failure in failures:
         print(f"splatad: {failure}", file=sys.stderr)
@@ -140,6 +163,108 @@ def run(config: Detect) -> int:
     if config.exit_status:
         return 10 if counts["NG"] else 20 if counts["CANNOT TELL"] else 0
     return 0
+
+
+def _document(result: Identified, inspectors: Mapping[str, Inspector]) -> dict[str, object]:
+    """`verdict.json`; of several references also those looked at, and null for what goes with a part where none is known."""
+    import splatad
+    from splatad.inspector import verdict_document
+
+    name = (
+        result.nearest
+        if result.nearest is not None and result.nearest in inspectors
+        else next(iter(inspectors))
+    )
+    document = verdict_document(result.inspection, inspectors[name].loaded, splatad.__version__)
+    if len(inspectors) == 1:
+        return document
+    document["reference"] = result.name
+    if result.name is None:
+        # The camera is against the nearest reference, for people to look at; a score would mean nothing.
+        document |= dict.fromkeys(_OF_A_KNOWN_PART)
+    document["nearest_reference"] = result.nearest
+    document["candidates"] = [
+        {"reference": c.name, "evidence": round(c.evidence, 4), "located": c.located}
+        for c in result.candidates
+    ]
+    return document
+
+
+def _report_photo(result: Identified, inspectors: Mapping[str, Inspector]) -> ReportPhoto:
+    """The photo for the report; of several references its score and map are in multiples of its own threshold."""
+    from dataclasses import replace
+
+    from splatad.run_output import report_photo
+
+    photo = report_photo(result.inspection)
+    if len(inspectors) == 1:
+        return photo
+    numbers = dict(photo.numbers)
+    if result.candidates:
+        numbers["evidence"] = ", ".join(f"{c.name} {c.evidence:.2f}" for c in result.candidates[:3])
+    if result.nearest is None:
+        return replace(photo, numbers=numbers)
+    unit = max(inspectors[result.nearest].loaded.calibration.threshold, 1e-12)
+    return replace(
+        photo,
+        part=result.name,
+        score=None if result.name is None or photo.score is None else photo.score / unit,
+        anomaly_map=None if photo.anomaly_map is None else photo.anomaly_map / unit,
+        defects=tuple(replace(defect, peak=defect.peak / unit) for defect in photo.defects),
+        numbers=numbers,
+    )
+
+
+def _report(
+    count: int, inspectors: Mapping[str, Inspector], photos: Iterable[ReportPhoto], device: torch.device
+) -> ReportRun:
+    import json
+
+    from splatad.report import ReportRun
+    from splatad.run_output import footer, map_range
+
+    loaded = {name: inspector.loaded for name, inspector in inspectors.items()}
+    title = f"Inspection of {count} photo{'s' if count != 1 else ''}"
+    first = next(iter(loaded.values()))
+    if len(loaded) == 1:
+        calibration = first.calibration
+        return ReportRun(
+            title=title,
+            reference=first.reference.name,
+            threshold=calibration.threshold,
+            false_alarm_rate=calibration.false_alarm_rate,
+            threshold_note=calibration.note,
+            good_scores=calibration.good_scores,
+            photos=photos,
+            metrics=None,
+            footer=footer(first, device),
+            map_range=map_range(first),
+        )
+    rates = {one.calibration.false_alarm_rate for one in loaded.values()}
+    thresholds = {
+        name: f"{one.calibration.threshold:.4g}; {one.calibration.note}" for name, one in loaded.items()
+    }
+    fits = {name: dict(one.reference.settings) for name, one in loaded.items()}
+    return ReportRun(
+        title=title,
+        reference=", ".join(loaded),
+        threshold=1.0,
+        false_alarm_rate=rates.pop() if len(rates) == 1 else None,
+        threshold_note="Scores here are multiples of the limit of the part that the photo shows; the limits, and where "
+        "they come from, stand at the end of this page.",
+        good_scores=tuple(
+            score / max(one.calibration.threshold, 1e-12)
+            for one in loaded.values()
+            for score in one.calibration.good_scores
+        ),
+        photos=photos,
+        metrics=None,
+        footer=footer(first, device)
+        | {"limits": "\n".join(f"{name}: {text}" for name, text in thresholds.items())}
+        | {"fit": json.dumps(fits, indent=1)},
+        map_range=(1 / 3, 2.0),
+        several=True,
+    )
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ from detect.metrics import rotation_error_deg
 from pose import refine_gauss_newton
 from pose.pyramid import photo_pyramid
 from pose.refine_gauss_newton import LevenbergConfig, refine_levenberg
+from pose.residual import zoomed
 from pose.se3 import moved_about
 from recon.rasterize import RasterOptions
 
@@ -72,36 +73,37 @@ def test_the_redescending_round_resists_a_defect_better_than_least_squares(toy):
 
 def test_cost_never_rises_within_a_level(toy, monkeypatch):
     camera = toy.cameras(5, seed=23)[2]
-    # The states a level is at, one after another: those from which the next step is solved for.
-    passes = []
+    # The states a level is at, one after another, told apart by the gradient that the next step is solved for.
+    passes, stepped = [], []
     original = refine_gauss_newton.normal_equations
     solve = torch.linalg.solve
 
-    def recorded(*arguments):
-        state = original(*arguments)
-        passes.append(("evaluated", state))
+    def recorded(*arguments, **named):
+        state = original(*arguments, **named)
+        passes.append((state, named["reuse"]))
         return state
 
     def solved(system, gradient):
-        passes.append(("stepped from", gradient))
+        stepped.append(gradient)
         return solve(system, gradient)
 
     monkeypatch.setattr(refine_gauss_newton, "normal_equations", recorded)
     monkeypatch.setattr(torch.linalg, "solve", solved)
     photo = toy.photo(camera, noise_seed=3)
     for level in photo_pyramid(photo.rgb):
-        passes.clear()
+        passes.clear(), stepped.clear()
         result = refine_levenberg(
             toy.loaded.levels, (level,), started_off(camera, 1), torch.ones(3), ORIGIN, RasterOptions(),
-            LevenbergConfig(), last_round=False,
+            LevenbergConfig(exposure=False), last_round=False,
         )  # fmt: skip
-        states = [what for kind, what in passes if kind == "evaluated"]
-        visited = [s.cost for kind, g in passes if kind == "stepped from" for s in states if s.gradient is g]
+        states = [state for state, _ in passes]
+        visited = [s.cost for g in stepped for s in states if torch.equal(s.gradient[:6], g)]
         assert len(visited) > 3
         assert visited == sorted(visited, reverse=True)
         assert result.normal.cost <= visited[-1]
         assert result.cost == pytest.approx(result.normal.cost / (level.width * level.height))
         assert result.normal.cost == min(state.cost for state in states)
+        assert {reused for _, reused in passes} == {False, True}  # both kinds of step were taken
 
 
 def test_exposure_is_recovered_beside_the_camera(toy):
@@ -109,7 +111,8 @@ def test_exposure_is_recovered_beside_the_camera(toy):
     photo = toy.photo(camera, noise_seed=1)
     gain, bias = torch.tensor([0.8, 0.85, 0.9]), torch.tensor([0.03, 0.02, -0.02])
     dimmed = toy.photo(camera)
-    dimmed.rgb.copy_(photo.rgb * gain + bias)
+    share = photo.alpha[..., None]  # the part alone is darker: the background is the reference's
+    dimmed.rgb.copy_((photo.rgb - (1 - share)) * gain + bias * share + (1 - share))
     result = refined(toy, dimmed, started_off(camera, 2, turn_deg=4.0), LevenbergConfig(exposure=True))
     assert error_deg(result, camera) < 0.05
     assert result.exposure.gain == pytest.approx(gain.tolist(), abs=0.03)
@@ -121,3 +124,14 @@ def test_iterations_stay_within_the_budget(toy):
     config = LevenbergConfig(iterations=(2, 2, 2, 2), last_iterations=1)
     result = refined(toy, toy.photo(camera), started_off(camera, 0), config)
     assert result.iterations <= 2 * 2 + 1
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_an_unknown_focal_length_is_found_along(toy, seed):
+    camera = toy.cameras(5, seed=26)[seed]
+    start = zoomed(started_off(camera, seed, turn_deg=4.0), 0.15)
+    result = refined(toy, toy.photo(camera), start, LevenbergConfig(focal=True))
+    assert error_deg(result, camera) < 0.3
+    assert result.camera.fl_x == pytest.approx(camera.fl_x, rel=0.03)
+    assert result.camera.fl_x / result.camera.fl_y == pytest.approx(camera.fl_x / camera.fl_y)
+    assert abs(start.fl_x / camera.fl_x - 1.0) > 0.15  # it was off
