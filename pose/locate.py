@@ -26,7 +26,9 @@ from recon.reference import Reference
 INLIER_NORM = 0.15  # residual norm over rgb up to which a pixel agrees
 SAME_DEG = 1.0  # refined hypotheses nearer than this are the same camera
 OTHER_DEG = 5.0  # cameras further apart than this are different answers
-AMBIGUOUS = 1.15  # a different camera whose cost is within this factor of the best's explains the photo as well
+AMBIGUOUS = (
+    1.15  # a different camera whose cost is within this factor of the best's explains the photo as well
+)
 CERTAIN = 0.99  # belief that the worst good photo held out gets by each measure (`calibrate_belief`)
 
 
@@ -68,7 +70,9 @@ class Located:
 
     camera: Camera  # at the photo's fitted size
     believed: bool  # belief of at least one half
-    belief: float  # how likely this is the camera, in [0, 1]: the least of what the measures below say one by one
+    belief: (
+        float  # how likely this is the camera, in [0, 1]: the least of what the measures below say one by one
+    )
     reasons: tuple[str, ...]  # why not believed, in plain words; empty where believed
     inliers: float  # share of the part's pixels whose colour agrees, in [0, 1]
     overlap: float  # silhouettes' intersection over union, in [0, 1]
@@ -79,7 +83,9 @@ class Located:
     nearest_view_deg: float  # angle to the nearest reference photo
     alternatives: tuple[Camera, ...]  # cameras on other sides of the part from which it looks the same
     ambiguity: str  # what of the camera the photo leaves open, in plain words; empty where nothing
-    rivals: tuple[tuple[float, float], ...]  # inliers and overlap of refined cameras that lost; see calibrate_belief
+    rivals: tuple[
+        tuple[float, float], ...
+    ]  # inliers and overlap of refined cameras that lost; see calibrate_belief
     exposure: Exposure  # photo = gain * render + bias, on the part
     hypotheses: int  # tried
     seconds: Mapping[str, float]  # by stage
@@ -197,7 +203,9 @@ class _Search:
         ]
         best = self.refine(finalists[0].camera, 3, 0, finalists[0].exposure, last_round=True)
         losers = [
-            r for r in losers if all(_angle_deg(r.camera, other.camera) >= OTHER_DEG for other in [best, *alike])
+            r
+            for r in losers
+            if all(_angle_deg(r.camera, other.camera) >= OTHER_DEG for other in [best, *alike])
         ]
         return best, agreement, losers, alike
 
@@ -295,9 +303,7 @@ class _Judge:
                 reasons.append(f"the camera's angle is uncertain by {sigma_deg:.2f} degrees")
                 beliefs.append(_logistic(4.0 * math.log(limits.most_sigma_deg / max(sigma_deg, 1e-9))))
         if alternatives:
-            ambiguity = (
-                f"the part looks the same from {len(alternatives) + 1} sides: which of them the photo shows is not known"
-            )
+            ambiguity = f"the part looks the same from {len(alternatives) + 1} sides: which of them the photo shows is not known"
         return Located(
             camera=camera,
             believed=not reasons,

@@ -30,7 +30,9 @@ STRETCH, MOST_STRETCH, ALIGNED = (
 MOST_TURN_RAD = 0.35  # of one step: a linearisation is not good for more than some 20 degrees
 STALE_PX = 0.7  # motion of the part's image up to which a Jacobian is used again
 LEAST_GAIN, MOST_GAIN, MOST_BIAS = 0.3, 3.0, 0.3
-EXPOSURE_PRIOR = 1e-3  # pulls gain to 1 and bias to 0, share of the part's pixels: for parts of one flat colour
+EXPOSURE_PRIOR = (
+    1e-3  # pulls gain to 1 and bias to 0, share of the part's pixels: for parts of one flat colour
+)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ class NormalEquations:
     squared: float  # sum of squared residuals
     weight: float  # sum of the weights
     part_weight: float  # sum of the weights times alpha squared, mean of the channels
-    rgb: Float[Tensor, "height width rgb=3"]  # the render at this pose, over `Exposure.behind` of the background
+    rgb: Float[
+        Tensor, "height width rgb=3"
+    ]  # the render at this pose, over `Exposure.behind` of the background
     alpha: Float[Tensor, "height width"]
 
 

@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -37,14 +37,28 @@ from prepare.camera import Camera
 from prepare.generate.objects import make_object
 from prepare.generate.raycast import light, photograph
 from prepare.image import read_image, write_image
-from prepare.scene import ViewImage, load_query_image, load_scene
+from prepare.scene import load_query_image, load_scene
 from splatad.inspector import Inspector, over_background
 from splatad.reference_dir import choose_device
 from splatad.threads import leave_cores_to_the_kernel
 
 REPO = Path(__file__).resolve().parents[1]
 LOCATED_DEG, WRONG_DEG = 0.5, 2.0
-ROWS = ("plain", "sides", "roll", "zoom", "distance", "shift", "exposure", "cover", "wrong", "nothing", "cut", "lego", "speed")
+ROWS = (
+    "plain",
+    "sides",
+    "roll",
+    "zoom",
+    "distance",
+    "shift",
+    "exposure",
+    "cover",
+    "wrong",
+    "nothing",
+    "cut",
+    "lego",
+    "speed",
+)
 FAMILIES = ("truck", "pump")
 HEADINGS = (
     "row", "reference", "photos", "< 0.5 deg", "located", "median deg", "95 %", "most", "shift %", "unflagged",
@@ -194,7 +208,12 @@ class Bench:
         write_image(path, rgb.clamp(0, 1))
         return path
 
-    def changed(self, row: str, reference: str, change: Callable[[Tensor, Camera, np.random.Generator], tuple[Tensor, Camera]]) -> None:
+    def changed(
+        self,
+        row: str,
+        reference: str,
+        change: Callable[[Tensor, Camera, np.random.Generator], tuple[Tensor, Camera]],
+    ) -> None:
         """Try every photo of `reference` after `change` (rgb over white, true camera, rng) -> (rgb, true camera)."""
         inspector = self.inspector(reference)
         for name, path, truth in self.photos(reference):
@@ -214,7 +233,9 @@ def _same_lens(a: Camera, b: Camera) -> bool:
 def warped(rgb: Tensor, source: Camera, target: Camera) -> Tensor:
     """The photo as `target` would have taken it from the same place: exact, for a camera that only turns or zooms."""
     y, x = torch.meshgrid(torch.arange(target.height) + 0.5, torch.arange(target.width) + 0.5, indexing="ij")
-    rays = torch.stack([(x - target.cx) / target.fl_x, (y - target.cy) / target.fl_y, torch.ones_like(x)], dim=-1)
+    rays = torch.stack(
+        [(x - target.cx) / target.fl_x, (y - target.cy) / target.fl_y, torch.ones_like(x)], dim=-1
+    )
     turn = source.world_to_cam[:3, :3] @ target.world_to_cam[:3, :3].T
     seen = rays @ turn.T
     u = source.fl_x * seen[..., 0] / seen[..., 2] + source.cx
@@ -327,7 +348,9 @@ def distance(bench: Bench) -> None:
             camera = reference.camera.moved(pose)
             view = photograph(assembly, maps, camera)
             rgb = torch.as_tensor(np.asarray(view.rgb), dtype=torch.float32)
-            bench.try_case("distance", family, Case(name, bench.write(f"distance-{family}", name, rgb), None, pose))
+            bench.try_case(
+                "distance", family, Case(name, bench.write(f"distance-{family}", name, rgb), None, pose)
+            )
 
 
 def wrong(bench: Bench) -> None:
@@ -359,7 +382,7 @@ def nothing(bench: Bench) -> None:
         y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
         blob = ((x / (0.4 + 0.03 * seed)) ** 2 + (y / 0.5) ** 2 < 1.0)[..., None].float()
         pictures.append((f"blob-{grain}-{seed}", 1.0 - blob + blob * noise))
-    for path in sorted((bench.options.data / "fox" / "images").glob("*"))[:: 6]:
+    for path in sorted((bench.options.data / "fox" / "images").glob("*"))[::6]:
         decoded = read_image(path).rgb
         pictures.append((f"fox-{path.stem}", decoded[300:1380, :1080].contiguous()))
     for name, rgb in pictures:
@@ -465,7 +488,10 @@ def main() -> None:
             table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in entry.values()))
         console.print(table)
     if options.json is not None:
-        write_json(options.json, {"machine": machine(), "outcomes": [asdict(o) for o in bench.outcomes], "speed": compared})
+        write_json(
+            options.json,
+            {"machine": machine(), "outcomes": [asdict(o) for o in bench.outcomes], "speed": compared},
+        )
 
 
 if __name__ == "__main__":

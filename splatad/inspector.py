@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ from torch import Tensor
 from detect.anomaly_map import AnomalyMap
 from detect.defects import Defect, find_defects
 from detect.verdict import Verdict, decide, no_part_verdict
-from pose.locate import LocateConfig, Located
-from prepare.camera import Camera
-from prepare.errors import InputError
-from prepare.image import image_size
+from pose.locate import LocateConfig, Located, locate
 from prepare.scene import ViewImage, load_query_image
 from recon.rasterize import RasterOptions, Render, rasterize
-from splatad.pose_output import locate_photo, pose_document
+from splatad.lens import LensMode, QueryLens, query_lens
+from splatad.pose_output import pose_document
 from splatad.reference_dir import LoadedReference, load_whole_reference
 
 
@@ -38,6 +36,7 @@ class Inspection:
     anomaly: AnomalyMap | None
     defects: tuple[Defect, ...]  # strongest first; empty unless NG
     seconds: Mapping[str, float]  # by stage
+    lens: QueryLens | None = None  # as it was before the camera was found; None for an image in memory
 
     @property
     def score(self) -> float | None:
@@ -47,54 +46,98 @@ class Inspection:
 class Inspector:
     """Inspects photos against one reference. A photo's result depends on that photo alone."""
 
-    def __init__(self, loaded: LoadedReference, config: LocateConfig | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedReference, config: LocateConfig | None = None, lens_mode: LensMode = "auto"
+    ) -> None:
         self.loaded = loaded
         self.config = config or LocateConfig()
+        self.lens_mode: LensMode = lens_mode
 
     @classmethod
-    def open(cls, folder: Path, device: torch.device | None = None) -> Inspector:
+    def open(
+        cls, folder: Path, device: torch.device | None = None, lens_mode: LensMode = "auto"
+    ) -> Inspector:
         """An inspector for the reference in `folder`.
 
         Raises: InputError where it is not a finished reference.
         """
-        return cls(load_whole_reference(folder, device))
+        return cls(load_whole_reference(folder, device), lens_mode=lens_mode)
 
     def inspect(self, path: Path) -> Inspection:
         """The inspection of the photo in `path`.
 
-        Raises: InputError for a file that is no readable photo, or whose shape is not that of the reference's photos.
+        Raises: InputError for a file that is no readable photo, or whose lens is not what `lens_mode` asks for.
         """
         started = time.perf_counter()
-        image = self.read(path)
+        lens = self.lens(path)
+        image = self.read(path, lens)
         read = time.perf_counter() - started
-        return self.inspect_image(path.name, image, {"read": read})
+        return self.inspect_image(path.name, image, {"read": read}, lens)
 
-    def read(self, path: Path) -> ViewImage:
-        """The photo in `path` as it is inspected: scaled and undistorted, with the reference's lens.
+    def lens(self, path: Path) -> QueryLens:
+        """The lens of the photo in `path`, at the photo's own size.
+
+        Raises: InputError as `splatad.lens.query_lens`.
+        """
+        return query_lens(self.loaded.reference, path, self.lens_mode)
+
+    def read(self, path: Path, lens: QueryLens | None = None) -> ViewImage:
+        """The photo in `path` as it is inspected: scaled, undistorted, with its lens (`self.lens(path)` if not given).
 
         Raises: InputError as `inspect`.
         """
-        reference = self.loaded.reference
-        lens = lens_for(reference.camera, *image_size(path), path)
-        return load_query_image(
-            path, longest_px=reference.size_px, camera=lens, distortion=reference.distortion
-        )
+        lens = lens or self.lens(path)
+        longest_px = self.loaded.reference.size_px
+        return load_query_image(path, longest_px=longest_px, camera=lens.camera, distortion=lens.distortion)
 
     def inspect_image(
-        self, name: str, image: ViewImage, seconds: Mapping[str, float] | None = None
+        self,
+        name: str,
+        image: ViewImage,
+        seconds: Mapping[str, float] | None = None,
+        lens: QueryLens | None = None,
     ) -> Inspection:
-        """The inspection of an image in memory; `image.camera` gives the lens, its pose is not looked at."""
+        """The inspection of an image in memory; `image.camera` gives the lens, its pose is not looked at.
+
+        `lens` says whether the focal length is to be refined; it is not where `lens` is not given.
+        """
+        return self.judge(name, image, self.locate(image, lens), seconds, lens)
+
+    def locate(self, image: ViewImage, lens: QueryLens | None = None) -> Located | None:
+        """The camera of `image`, None where it shows no part."""
         assert image.camera is not None
+        loaded = self.loaded
+        reference = loaded.reference
+        return locate(
+            reference,
+            loaded.index,
+            loaded.levels,
+            over_background(image, reference.background),
+            image.alpha,
+            image.camera,
+            background=reference.background,
+            config=replace(self.config, focal=self.config.focal or (lens is not None and lens.fit_focal)),
+            limits=loaded.calibration.belief,
+        )
+
+    def judge(
+        self,
+        name: str,
+        image: ViewImage,
+        located: Located | None,
+        seconds: Mapping[str, float] | None = None,
+        lens: QueryLens | None = None,
+    ) -> Inspection:
+        """The inspection of an image whose camera was found: comparison, verdict, defects."""
         loaded = self.loaded
         reference = loaded.reference
         device = reference.gaussians.device
         background = reference.background
         photo = over_background(image, background)
         times = dict(seconds or {})
-        located = locate_photo(loaded, photo, image.alpha, image.camera, self.config)
         if located is None:
             verdict = no_part_verdict(loaded.calibration.belief.least_part_share)
-            return Inspection(name, verdict, photo, image.alpha, None, None, None, (), times)
+            return Inspection(name, verdict, photo, image.alpha, None, None, None, (), times, lens)
         times |= located.seconds
         started = time.perf_counter()
         camera = located.camera.moved(located.camera.world_to_cam.to(device))
@@ -109,7 +152,7 @@ class Inspector:
             threshold = min(loaded.calibration.threshold, anomaly.score)
             defects = find_defects(anomaly, threshold, image.alpha, render, camera)
         times["compare"] = time.perf_counter() - started
-        return Inspection(name, verdict, photo, image.alpha, located, render, anomaly, defects, times)
+        return Inspection(name, verdict, photo, image.alpha, located, render, anomaly, defects, times, lens)
 
 
 def over_background(
@@ -122,33 +165,16 @@ def over_background(
     return (image.rgb + share * (background - image.background)).clamp(0, 1)
 
 
-def lens_for(camera: Camera, width: int, height: int, path: Path) -> Camera:
-    """The reference's lens for a photo of this size: scaled, or turned by a quarter where portrait meets landscape.
-
-    Raises: InputError where neither shape fits.
-    """
-
-    def fits(a: float, b: float) -> bool:
-        return abs(a / b - 1.0) < 0.02
-
-    ratio = width / height
-    if fits(ratio, camera.width / camera.height):
-        return camera.resized(width, height)
-    if fits(ratio, camera.height / camera.width):
-        turned = Camera(
-            camera.world_to_cam, camera.fl_y, camera.fl_x, camera.cy, camera.cx, camera.height, camera.width
-        )
-        return turned.resized(width, height)
-    raise InputError(
-        f"{path}: {width} x {height} px, but the reference's photos are {camera.width} x {camera.height}; "
-        "take the photo with the same camera, uncropped"
-    )
-
-
 def verdict_document(inspection: Inspection, loaded: LoadedReference, version: str) -> dict[str, Any]:
     """What goes into `verdict.json`: plain values only."""
     located, anomaly = inspection.located, inspection.anomaly
     reference, calibration = loaded.reference, loaded.calibration
+    pose: dict[str, Any] | None = None
+    if located is not None:
+        pose = pose_document(located) | {
+            "lens": None if inspection.lens is None else inspection.lens.source,
+            "focal_refined": inspection.lens is not None and inspection.lens.fit_focal,
+        }
     scale = reference.scale_to_mm
     return {
         "format": "splatad-verdict",
@@ -164,7 +190,7 @@ def verdict_document(inspection: Inspection, loaded: LoadedReference, version: s
         "attainable_rate": calibration.attainable_rate,
         "threshold_note": calibration.note,
         "unknown_px": None if anomaly is None else int((~anomaly.known).sum()),
-        "pose": None if located is None else pose_document(located),
+        "pose": pose,
         "defects": [
             {
                 "kind": defect.kind,

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pose.locate import LocateConfig, Located, locate
+from pose.locate import Located
 from prepare.camera import Camera, to_opengl_cam_to_world
 from prepare.undistort import Distortion
 from recon.rasterize import Render
+from splatad.lens import QueryLens
 from splatad.pictures import CIRCLE_COLOUR, draw_contour, side_by_side, verdict_banner
 from splatad.reference_dir import LoadedReference
 
@@ -42,32 +43,11 @@ class PosedPhoto:
     render: Render | None  # of the reference at the found camera
     reasons: tuple[str, ...]  # why the camera is not believed; empty where it is
     seconds: Mapping[str, float]  # by stage
+    lens: QueryLens | None = None  # as it was before the camera was found
 
     @property
     def believed(self) -> bool:
         return self.located is not None and self.located.believed
-
-
-def locate_photo(
-    loaded: LoadedReference,
-    photo: Float[Tensor, "height width rgb=3"],
-    alpha: Float[Tensor, "height width"],
-    lens: Camera,
-    config: LocateConfig,
-) -> Located | None:
-    """`locate` with all that a loaded reference brings, its calibrated limits of belief among it."""
-    reference = loaded.reference
-    return locate(
-        reference,
-        loaded.index,
-        loaded.levels,
-        photo,
-        alpha,
-        lens,
-        background=reference.background,
-        config=config,
-        limits=loaded.calibration.belief,
-    )
 
 
 def pose_document(located: Located) -> dict[str, Any]:
@@ -112,7 +92,8 @@ def camera_document(
     else:
         document |= pose_document(posed.located)
         document |= _lens(posed.located.camera.resized(width, height))
-        document |= _distortion(loaded.reference.distortion)
+        document |= _distortion(None if posed.lens is None else posed.lens.distortion)
+        document["lens"] = None if posed.lens is None else posed.lens.source
     document["reasons"] = list(posed.reasons)
     document["seconds"] = {stage: round(value, 4) for stage, value in posed.seconds.items()}
     return document

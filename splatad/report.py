@@ -67,14 +67,18 @@ class ReportPhoto:
     numbers: Mapping[str, str]  # more figures by name, ready to print: "pose belief" -> "0.98"
     label: str | None  # what is known to be true, for a test: "good" or the defect's name
     seconds: Mapping[str, float]  # s per stage, in the order they ran
+    part: str | None = None  # the reference it shows, where the run is over several; None: none of them
 
 
 @dataclass(frozen=True)
 class ReportRun:
-    """One run over photos of one reference."""
+    """One run over photos of one reference, or of several.
+
+    Of several, scores and maps are in multiples of the threshold of the photo's own part, or they would not compare.
+    """
 
     title: str
-    reference: str  # the reference's name
+    reference: str  # the reference's name, or of several their names
     threshold: float | None  # a photo is NG from this score on
     false_alarm_rate: float | None  # share of good photos expected at or above the threshold, in [0, 1]
     threshold_note: str  # where the threshold comes from, a plain sentence; may be empty
@@ -85,6 +89,7 @@ class ReportRun:
     )  # row -> column -> value; the first row is this run's
     footer: Mapping[str, str]  # versions, machine, resolved config; a value of several lines is folded away
     map_range: tuple[float, float]  # values of the map from which colour starts and at which it is full
+    several: bool = False  # photos are of different references and each names its own
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class _Summary:
     label: str | None
     defects: int
     seconds: float | None
+    part: str | None
     thumbnail: str  # data URI
 
 
@@ -281,6 +287,7 @@ def _card(photo: ReportPhoto, number: int, run: ReportRun, picture_px: int) -> d
         "height": shown_height,
         "close_ups": [_close_up(photo, d) for d in photo.defects[:_CLOSE_UPS]],
         "threshold": run.threshold,
+        "several": run.several,
         "total_seconds": sum(photo.seconds.values()) if photo.seconds else None,
         "close_up_px": _CLOSE_UP_PX,
     }
@@ -317,6 +324,7 @@ def _summary(photo: ReportPhoto, number: int) -> _Summary:
         label=photo.label,
         defects=len(photo.defects),
         seconds=sum(photo.seconds.values()) if photo.seconds else None,
+        part=photo.part,
         thumbnail=_jpeg(thumbnail),
     )
 

@@ -248,6 +248,8 @@ def check(status: int) -> None:
     if status == 3:
         raise ValueError("a field has more numbers a splat than the kernel's Adam takes")
     if status == 4:
-        raise ValueError("a pose pass has 6 or 7 unknowns, and reuses a Jacobian kept for the same image size")
+        raise ValueError(
+            "a pose pass has 6 or 7 unknowns, and reuses a Jacobian kept for the same image size"
+        )
     if status != 0:
         raise ValueError("the image is wider than the rasteriser's limit of 131072 px")

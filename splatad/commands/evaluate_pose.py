@@ -203,13 +203,9 @@ def choose_photos(scene: Scene, reference: Reference, wanted: Photos) -> tuple[s
 def _from_the_photo_alone(inspector: Inspector, photo: Photo, image: ViewImage) -> Tried:
     from detect.pose_metrics import NO_CAMERA, PoseResult
     from detect.verdict import no_part_verdict
-    from splatad.inspector import over_background
-    from splatad.pose_output import locate_photo
 
-    assert image.camera is not None
     loaded = inspector.loaded
-    rgb = over_background(image, loaded.reference.background)
-    located = locate_photo(loaded, rgb, image.alpha, image.camera, inspector.config)
+    located = inspector.locate(image)
     if located is None:
         reason = no_part_verdict(loaded.calibration.belief.least_part_share).reasons[0]
         return Tried(photo, None, None, PoseResult(NO_CAMERA, False, 0.0), 0.0, reason)

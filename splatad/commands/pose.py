@@ -29,6 +29,9 @@ class Pose:
     """How the camera is refined: ours, or for comparison Adam through the rasteriser."""
     recipe: Literal["none", "splatpose"] = "none"
     """splatpose: Adam with SplatPose's own parameters, steps and rates, whatever --refine says."""
+    lens: Literal["auto", "reference", "exif", "free"] = "auto"
+    """The photos' lens: as the reference's photos; from EXIF; found with the camera; auto: the reference's where the
+    photo's shape and EXIF do not say otherwise."""
     device: str = "auto"
     """auto, cpu or cuda."""
     exit_status: bool = False
@@ -54,7 +57,7 @@ def run(config: Pose) -> int:
     from splatad.inspector import Inspector
     from splatad.pictures import to_bytes
     from splatad.pose_output import PosedPhoto, camera_document, camera_picture, camera_row
-    from splatad.reference_dir import choose_device, find_reference
+    from splatad.reference_dir import choose_device, find_reference, load_whole_reference
     from splatad.run_output import photo_names, write_table
     from splatad.terminal import Terminal
     from splatad.threads import leave_cores_to_the_kernel
@@ -69,7 +72,7 @@ def run(config: Pose) -> int:
     device = choose_device(config.device)
     leave_cores_to_the_kernel(device)
     refine = "splatpose" if config.recipe == "splatpose" else config.refine
-    inspector = Inspector(Inspector.open(folder, device).loaded, LocateConfig(refine=refine))
+    inspector = Inspector(load_whole_reference(folder, device), LocateConfig(refine=refine), config.lens)
     loaded = inspector.loaded
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     out = config.out or workspace.runs / f"{now}-pose-{loaded.reference.name}"
@@ -121,24 +124,25 @@ def _posed(inspector, path: Path, name: str):
     from detect.verdict import no_part_verdict
     from recon.rasterize import rasterize
     from splatad.inspector import over_background
-    from splatad.pose_output import PosedPhoto, locate_photo
+    from splatad.pose_output import PosedPhoto
 
     loaded = inspector.loaded
     reference = loaded.reference
     started = time.perf_counter()
-    image = inspector.read(path)
+    lens = inspector.lens(path)
+    image = inspector.read(path, lens)
     photo = over_background(image, reference.background)
     seconds = {"read": time.perf_counter() - started}
-    located = locate_photo(loaded, photo, image.alpha, image.camera, inspector.config)
+    located = inspector.locate(image, lens)
     if located is None:
         reasons = no_part_verdict(loaded.calibration.belief.least_part_share).reasons
-        return PosedPhoto(name, photo, None, None, reasons, seconds)
+        return PosedPhoto(name, photo, None, None, reasons, seconds, lens)
     gaussians = reference.gaussians
     camera = located.camera.moved(located.camera.world_to_cam.to(gaussians.device))
     background = reference.background.to(gaussians.device)
     with torch.no_grad():
         render = rasterize(gaussians, camera, background, options=reference.options)
-    return PosedPhoto(name, photo, located, render, located.reasons, seconds | dict(located.seconds))
+    return PosedPhoto(name, photo, located, render, located.reasons, seconds | dict(located.seconds), lens)
 
 
 def _output_folders(names: list[str]) -> list[str]:

@@ -111,7 +111,9 @@ def test_normal_equations_are_the_weighted_sums_of_jacobian_and_residual(robustn
     )  # fmt: skip
     gain, bias = torch.tensor(exposure.gain)[:, None, None], torch.tensor(exposure.bias)[:, None, None]
     shown = gain * got.rgb.permute(2, 0, 1) + bias
-    assert 0.002 < ((shown < 0) | (shown > 1)).double().mean() < 0.9  # some pixels are cut, so that the rule shows
+    assert (
+        0.002 < ((shown < 0) | (shown > 1)).double().mean() < 0.9
+    )  # some pixels are cut, so that the rule shows
     residual = shown.clamp(0, 1) - target
     loss, weight = robust_loss(residual.square().sum(0), robustness)
     weight = (weight * pixel_weight).double() * ((shown >= 0) & (shown <= 1))
@@ -163,16 +165,16 @@ def test_exposure_leaves_the_background_as_it_is():
     expected = over_black.rgb * torch.tensor(exposure.gain) + alpha * torch.tensor(exposure.bias)
     expected = (expected + (1 - alpha) * BACKGROUND.float()).clamp(0, 1)
     behind = exposure.behind(BACKGROUND.float())
-    assert torch.allclose(
-        exposure.applied(rasterize(gaussians, view, behind).rgb), expected, atol=1e-5
-    )
+    assert torch.allclose(exposure.applied(rasterize(gaussians, view, behind).rgb), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("focal", [False, True])
 def test_a_kept_jacobian_serves_a_nearby_camera(focal, instruction_set):
     gaussians, view = as_float(splats(2)), camera()
     view = view.moved(view.world_to_cam.float())
-    near = view.moved(moved_about(view.world_to_cam, torch.tensor([0.01, -0.02, 0.01, 0.02, 0.0, 0.01]), torch.zeros(3)))
+    near = view.moved(
+        moved_about(view.world_to_cam, torch.tensor([0.01, -0.02, 0.01, 0.02, 0.0, 0.01]), torch.zeros(3))
+    )
     target = torch.rand(3, view.height, view.width, generator=torch.Generator().manual_seed(2))
     shared = (BACKGROUND.float(), target, torch.zeros(3), Robustness(0.2), Exposure(), RasterOptions())
     memory = JacobianMemory()

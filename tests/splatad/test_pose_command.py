@@ -23,7 +23,6 @@ from splatad.pose_output import (
     camera_picture,
     camera_row,
     checkerboard,
-    locate_photo,
     nerfstudio_frame,
     pose_document,
     summary,
@@ -72,10 +71,14 @@ def read_json(path):
 def located(toy):
     """A photo of the toy with its camera, as the command holds it."""
     photo = toy.photo(toy.cameras(3, seed=51)[0], noise_seed=1)
-    from pose.locate import LocateConfig
+    from pose.locate import locate
     from recon.rasterize import rasterize
 
-    found = locate_photo(toy.loaded, photo.rgb, photo.alpha, photo.camera, LocateConfig())
+    loaded = toy.loaded
+    found = locate(
+        loaded.reference, loaded.index, loaded.levels, photo.rgb, photo.alpha, photo.camera,
+        limits=loaded.calibration.belief,
+    )  # fmt: skip
     with torch.no_grad():
         render = rasterize(toy.reference.gaussians, found.camera, torch.ones(3))
     return PosedPhoto("a/part.png", photo.rgb, found, render, found.reasons, {"fine pose": 0.25})
