@@ -47,13 +47,15 @@ def decide(located: Located, anomaly: AnomalyMap, part_px: int, calibration: Cal
             "CANNOT TELL",
             (f"the anomaly score is {anomaly.score}: the photo holds values that are no colours",),
         )
+    notes = (located.ambiguity,) if located.ambiguity else ()
     ratio = anomaly.score / max(calibration.threshold, 1e-12)
     if anomaly.score > calibration.threshold:
         return Verdict(
             "NG",
             (
                 f"anomaly score {anomaly.score:.2f}, {ratio:.1f} times the threshold {calibration.threshold:.2f}",
+                *notes,
             ),
         )
     reason = f"anomaly score {anomaly.score:.2f}, below the threshold {calibration.threshold:.2f}"
-    return Verdict("OK", (reason,))
+    return Verdict("OK", (reason, *notes))

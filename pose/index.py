@@ -63,7 +63,7 @@ def build_index(
     width, height = fit_within(template.width, template.height, RENDER_PX)
     lens = template.resized(width, height)
     centre = reference.volume.centre
-    up = _common_up(reference)
+    up = common_up(reference)
     poses = [view.camera.world_to_cam for view in reference.views]
     for direction in sphere_directions(DIRECTIONS):
         poses.append(look_at(centre + reference.distance * direction, centre, up))
@@ -196,7 +196,7 @@ def _unit(patch: Float[Tensor, "1 rgb=3 side side"]) -> Float[Tensor, " d"]:
     return flat / flat.norm().clamp_min(1e-9)
 
 
-def _common_up(reference: Reference) -> Float[Tensor, "xyz=3"]:
+def common_up(reference: Reference) -> Float[Tensor, "xyz=3"]:
     """The world direction that is up in most photos; the z axis where they disagree."""
     up = -torch.stack([view.camera.world_to_cam[1, :3] for view in reference.views]).mean(dim=0)
     if float(up.norm()) < 0.1:

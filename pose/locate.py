@@ -14,6 +14,9 @@ from torch import Tensor
 
 from pose.coarse import coarse_cameras
 from pose.index import RENDER_PX, PoseIndex
+from pose.keypoints import extractor
+from pose.landmarks import LANDMARK_PX, Landmarks
+from pose.matching import match, pnp_cameras
 from pose.pyramid import LEVELS_PX, PhotoLevel, SplatLevels, photo_pyramid
 from pose.refine_adam import SPLATPOSE, AdamConfig, refine_adam
 from pose.refine_gauss_newton import LevenbergConfig, Refined, refine_levenberg
@@ -29,6 +32,8 @@ OTHER_DEG = 5.0  # cameras further apart than this are different answers
 AMBIGUOUS = (
     1.15  # a different camera whose cost is within this factor of the best's explains the photo as well
 )
+LEAST_COST = 1e-5  # mean robust loss a pixel below which differences mean nothing
+UNSETTLED_COST = 1e-3  # likewise before a camera has settled
 CERTAIN = 0.99  # belief that the worst good photo held out gets by each measure (`calibrate_belief`)
 
 
@@ -111,11 +116,13 @@ def locate(
     background: Float[Tensor, "rgb=3"] | None = None,
     config: LocateConfig | None = None,
     limits: BeliefLimits | None = None,
+    landmarks: Landmarks | None = None,
 ) -> Located | None:
     """The camera that took `rgb` (over the reference's background), None where the photo shows nothing.
 
     `alpha` is the part's share of each pixel as far as known (ones: not known), `lens` the photo's intrinsics at its
-    size. The result depends on the photo and the reference alone.
+    size. Rough cameras come from the index of small renders and, where there are `landmarks`, from matched features
+    too. The result depends on the photo and the reference alone.
     """
     config, limits = config or LocateConfig(), limits or BeliefLimits()
     background = reference.background if background is None else background
@@ -137,23 +144,41 @@ def locate(
     )
     if not hypotheses:
         return None
+    cameras = [hypothesis.camera for hypothesis in hypotheses]
+    if landmarks is not None:
+        cameras = _matched_cameras(landmarks, rgb, alpha, lens) + cameras
     pyramid = photo_pyramid(rgb, LEVELS_PX if max(width, height) > 200 else LEVELS_PX[:3])
     after_coarse = time.perf_counter()
     judge = _Judge(reference, levels, rgb, alpha, background, limits)
     if config.refine == "levenberg":
         search = _Search(reference, levels, pyramid, background, config)
-        best, agreement, losers, alternatives = search.run([h.camera for h in hypotheses])
+        best, agreement, losers, alternatives = search.run(cameras)
     else:
         adam = SPLATPOSE if config.refine == "splatpose" else AdamConfig()
         best = refine_adam(
-            levels, pyramid[-1], hypotheses[0].camera, background, reference.volume.centre, reference.options, adam
+            levels, pyramid[-1], cameras[0], background, reference.volume.centre, reference.options, adam
         )  # fmt: skip
         agreement, losers, alternatives = 1.0, [], []
     after_fine = time.perf_counter()
     return judge.judged(
-        best, agreement, losers, alternatives, len(hypotheses),
+        best, agreement, losers, alternatives, len(cameras) if config.refine == "levenberg" else 1,
         {"coarse pose": after_coarse - started, "fine pose": after_fine - after_coarse},
     )  # fmt: skip
+
+
+def _matched_cameras(
+    landmarks: Landmarks,
+    rgb: Float[Tensor, "height width rgb=3"],
+    alpha: Float[Tensor, "height width"],
+    lens: Camera,
+) -> list[Camera]:
+    """Cameras by PnP from features of the photo that match those of the part; none where too few do."""
+    width, height = fit_within(lens.width, lens.height, LANDMARK_PX)
+    small, mask = resize(rgb, width, height), _resize_plane(alpha, width, height) > 0.5
+    keypoints = extractor(landmarks.extractor).extract(small, mask)
+    matches = match(keypoints, landmarks, ratio=1.0)
+    found = pnp_cameras(keypoints, landmarks, matches, lens.resized(width, height))
+    return [result.camera for result in found]
 
 
 class _Search:
@@ -198,7 +223,7 @@ class _Search:
         alike = [
             r
             for r in finalists[1:]
-            if r.cost < AMBIGUOUS * finalists[0].cost
+            if r.cost < AMBIGUOUS * finalists[0].cost + LEAST_COST
             and _angle_deg(r.camera, finalists[0].camera) >= OTHER_DEG
         ]
         best = self.refine(finalists[0].camera, 3, 0, finalists[0].exposure, last_round=True)
@@ -302,7 +327,7 @@ class _Judge:
             else:
                 reasons.append(f"the camera's angle is uncertain by {sigma_deg:.2f} degrees")
                 beliefs.append(_logistic(4.0 * math.log(limits.most_sigma_deg / max(sigma_deg, 1e-9))))
-        if alternatives:
+        if alternatives and not reasons:
             ambiguity = f"the part looks the same from {len(alternatives) + 1} sides: which of them the photo shows is not known"
         return Located(
             camera=camera,
@@ -316,7 +341,7 @@ class _Judge:
             sigma_shift=sigma_shift,
             agreement=agreement,
             nearest_view_deg=reference.nearest_view_deg(camera),
-            alternatives=tuple(r.camera.resized(width, height) for r in alternatives),
+            alternatives=tuple(r.camera.resized(width, height) for r in alternatives if not reasons),
             ambiguity=ambiguity,
             rivals=tuple(self.agreeing(r, small=True) for r in losers),
             exposure=best.exposure,
@@ -356,7 +381,7 @@ def _cost(result: Refined) -> float:
 def _leading(results: list[Refined], factor: float, most: int) -> list[Refined]:
     """At most `most` different cameras whose cost is within `factor` of the least, best first."""
     ordered = sorted(results, key=_cost)
-    return _distinct([r for r in ordered if r.cost <= factor * ordered[0].cost], most)
+    return _distinct([r for r in ordered if r.cost <= factor * ordered[0].cost + UNSETTLED_COST], most)
 
 
 def _logistic(x: float) -> float:

@@ -29,10 +29,8 @@ STRETCH, MOST_STRETCH, ALIGNED = (
 )  # growth of aligned steps, its limit, and the cosine that counts as aligned
 MOST_TURN_RAD = 0.35  # of one step: a linearisation is not good for more than some 20 degrees
 STALE_PX = 0.7  # motion of the part's image up to which a Jacobian is used again
-LEAST_GAIN, MOST_GAIN, MOST_BIAS = 0.3, 3.0, 0.3
-EXPOSURE_PRIOR = (
-    1e-3  # pulls gain to 1 and bias to 0, share of the part's pixels: for parts of one flat colour
-)
+LEAST_GAIN, MOST_GAIN, MOST_BIAS = 0.5, 2.0, 0.1  # of the exposure solved along
+GAIN_PRIOR, BIAS_PRIOR = 2e-3, 2e-2  # pull to 1 and 0, shares of the part's pixels: else a wrong view turns all grey
 
 
 @dataclass(frozen=True)
@@ -170,13 +168,13 @@ def _drive(
     if not problem.from_linearised < STALE_PX:
         problem.from_linearised = 0.0
     n, pose = problem.unknowns, problem.pose_unknowns
-    pull = EXPOSURE_PRIOR * max(state.part_weight, 1e-9)  # fixed: one cost throughout
+    part = max(state.part_weight, 1e-9)  # as it was at first: one cost throughout
+    pull = torch.tensor([GAIN_PRIOR * part] * 3 + [BIAS_PRIOR * part] * 3, dtype=torch.float64)
 
     def cost_of(state: NormalEquations, exposure: Exposure) -> float:
         if n == pose:
             return state.cost
-        off = sum((g - 1.0) ** 2 for g in exposure.gain) + sum(b * b for b in exposure.bias)
-        return state.cost + 0.5 * pull * off
+        return state.cost + 0.5 * float(pull @ _away(exposure).square())
 
     cost = cost_of(state, exposure)
     damping, stretch = 1e-3, 1.0
@@ -187,8 +185,7 @@ def _drive(
         hessian, gradient = state.hessian[:n, :n].clone(), state.gradient[:n].clone()
         if n > pose:
             hessian.diagonal()[pose:] += pull
-            away = [g - 1.0 for g in exposure.gain] + list(exposure.bias)
-            gradient[pose:] += pull * torch.tensor(away, dtype=torch.float64)
+            gradient[pose:] += pull * _away(exposure)
         diagonal = hessian.diagonal()
         scale = diagonal.clamp_min(1e-9 * float(diagonal[:pose].max()) + 1e-12).clone()
         scale[pose:] *= 1e-2  # the residual is linear in the exposure: it needs no damping to speak of
@@ -228,3 +225,8 @@ def _drive(
             if damping > 1e4:
                 break
     return camera, exposure, state, used
+
+
+def _away(exposure: Exposure) -> Float[Tensor, "six=6"]:
+    """Gains less one, then biases."""
+    return torch.tensor([g - 1.0 for g in exposure.gain] + list(exposure.bias), dtype=torch.float64)

@@ -109,6 +109,62 @@ REGISTRY: dict[str, WeightsFile] = {
             url="https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
             purpose="how much each of AlexNet's channels counts in LPIPS (6 kB)",
         ),
+        WeightsFile(
+            name="alike_t",
+            file="alike-t.pth",
+            licence="BSD-3-Clause",
+            sha256="c0840329a6b88518d914b03af2be956f5607055a389ba17441db02bb94f7d12e",
+            url="https://github.com/Shiaoming/ALIKE/raw/4e61fc77e75fb1cb3e7447d0a21f854cc61a0d32/models/alike-t.pth",
+            purpose="keypoints and descriptors for rough cameras (0.35 MB)",
+        ),
+        WeightsFile(
+            name="alike_s",
+            file="alike-s.pth",
+            licence="BSD-3-Clause",
+            sha256="a9c0789ff0a09f576cc24afe4924d3233471499d1ce3b0248d650c8794e99a94",
+            url="https://github.com/Shiaoming/ALIKE/raw/4e61fc77e75fb1cb3e7447d0a21f854cc61a0d32/models/alike-s.pth",
+            purpose="keypoints and descriptors for rough cameras (0.7 MB)",
+        ),
+        WeightsFile(
+            name="alike_n",
+            file="alike-n.pth",
+            licence="BSD-3-Clause",
+            sha256="8bd4789272eec779be280f8fc1007608ff604241440a0a3377c1559199412ee3",
+            url="https://github.com/Shiaoming/ALIKE/raw/4e61fc77e75fb1cb3e7447d0a21f854cc61a0d32/models/alike-n.pth",
+            purpose="keypoints and descriptors for rough cameras (1.3 MB)",
+        ),
+        WeightsFile(
+            name="alike_l",
+            file="alike-l.pth",
+            licence="BSD-3-Clause",
+            sha256="bed5fbbf352ab1c3e92e2241881f8b84edce949984fa23bc7f2517eab93938a0",
+            url="https://github.com/Shiaoming/ALIKE/raw/4e61fc77e75fb1cb3e7447d0a21f854cc61a0d32/models/alike-l.pth",
+            purpose="keypoints and descriptors for rough cameras (2.6 MB)",
+        ),
+        WeightsFile(
+            name="disk",
+            file="depth-save.pth",
+            licence="Apache-2.0",
+            sha256=None,
+            url="https://raw.githubusercontent.com/cvlab-epfl/disk/master/depth-save.pth",
+            purpose="DISK keypoints and descriptors for rough cameras, through kornia",
+        ),
+        WeightsFile(
+            name="xfeat",
+            file="xfeat.pth",  # xfeat.pt at its source
+            licence="Apache-2.0",
+            sha256=None,
+            url="https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt",
+            purpose="XFeat keypoints and descriptors for rough cameras, through kornia",
+        ),
+        WeightsFile(
+            name="disk_lightglue",
+            file="disk_lightglue.pth",
+            licence="Apache-2.0",
+            sha256=None,
+            url="https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/disk_lightglue.pth",
+            purpose="LightGlue, a learned matcher, for DISK keypoints, through kornia",
+        ),
     )
 }
 
@@ -194,7 +250,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{path}: cannot be read as weights ({reason[0]}); download it again") from error
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict", "model", "extractor"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

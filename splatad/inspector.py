@@ -118,6 +118,7 @@ class Inspector:
             background=reference.background,
             config=replace(self.config, focal=self.config.focal or (lens is not None and lens.fit_focal)),
             limits=loaded.calibration.belief,
+            landmarks=loaded.landmarks,
         )
 
     def judge(

@@ -20,6 +20,8 @@ from detect.expected import (
 )
 from detect.features import detector_name, difference_of
 from pose.index import PoseIndex, build_index, load_index, save_index
+from pose.keypoints import extractor
+from pose.landmarks import Landmarks, build_landmarks, load_landmarks, save_landmarks
 from pose.locate import BeliefLimits, Located, locate
 from pose.pyramid import SplatLevels
 from prepare.errors import InputError, UsageError
@@ -28,6 +30,7 @@ from recon.rasterize import RasterOptions, rasterize
 from recon.reference import Reference, load_reference, save_reference
 from splatad.workspace import Workspace
 
+LANDMARKS = "landmarks.safetensors"
 SPLATS, INDEX, EXPECTED, CALIBRATION = (
     "splats.ply",
     "index.safetensors",
@@ -45,6 +48,7 @@ class LoadedReference:
     index: PoseIndex
     detector: DifferenceDetector
     calibration: Calibration
+    landmarks: Landmarks | None = None  # where `splatad fit --keypoints` made them
 
 
 def load_whole_reference(folder: Path, device: torch.device | None = None) -> LoadedReference:
@@ -69,6 +73,7 @@ def load_whole_reference(folder: Path, device: torch.device | None = None) -> Lo
         load_index(folder / INDEX),
         DifferenceDetector(reference, expected, difference),
         calibration,
+        load_landmarks(folder / LANDMARKS) if (folder / LANDMARKS).exists() else None,
     )
 
 
@@ -79,14 +84,16 @@ def finish_reference(
     false_alarm_rate: float,
     *,
     features: str | None = None,
+    keypoints: str | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> LoadedReference:
     """Index, residual statistics and calibration of a fitted reference, written with it into `folder`.
 
     Each held-out photo is located and scored as a query would be, with its own residuals taken out of the statistics.
-    `features` names an ImageNet backbone whose channel joins the weights-free ones. `on_step` is told (stage, done, all).
+    `features` names an ImageNet backbone whose channel joins the weights-free ones, `keypoints` an extractor of local
+    features that give rough cameras beside the small renders. `on_step` is told (stage, done, all).
 
-    Raises: MissingPartError where the backbone's weights are not there.
+    Raises: MissingPartError where weights or a package for these are not there.
     """
     detector_id = detector_name(features)
     difference = difference_of(detector_id)
@@ -96,6 +103,9 @@ def finish_reference(
 
     levels = SplatLevels(reference.gaussians)
     index = build_index(reference, levels, on_view=tell("pose index"))
+    landmarks = None
+    if keypoints is not None:
+        landmarks = build_landmarks(reference, extractor(keypoints), on_view=tell("landmarks"))
     kept = [view.held_out for view in reference.views]
     total: ResidualSums | None = None
     own: dict[int, ResidualSums] = {}
@@ -127,6 +137,7 @@ def finish_reference(
             photo.camera,
             background=photo.background,
             limits=open_limits,
+            landmarks=landmarks,
         )
         if found is not None:
             detector = DifferenceDetector(reference, total.plus(own[i], -1.0).expected(), difference)
@@ -144,11 +155,15 @@ def finish_reference(
     )
     expected = total.expected()
     save_index(folder / INDEX, index)
+    if landmarks is None:
+        (folder / LANDMARKS).unlink(missing_ok=True)  # of an earlier fit
+    else:
+        save_landmarks(folder / LANDMARKS, landmarks)
     save_expected(folder / EXPECTED, expected)
     save_calibration(folder / CALIBRATION, calibration)
     save_reference(folder, reference)
     return LoadedReference(
-        reference, levels, index, DifferenceDetector(reference, expected, difference), calibration
+        reference, levels, index, DifferenceDetector(reference, expected, difference), calibration, landmarks
     )
 
 

@@ -51,6 +51,9 @@ class Fit:
     """Share of good photos that may be called NG; n held-out photos support rates down to 1 / (n + 1)."""
     features: str = "none"
     """ImageNet backbone whose view joins the weights-free map: none, mobilenet_v2, efficientnet_b4, or a timm name."""
+    keypoints: str = "none"
+    """Local features that find the camera's rough place beside small renders: none, sift (no weights, needs the photos
+    extra to solve for cameras), alike_t, alike_n, alike_l, disk or xfeat. For large parts with much texture."""
     device: str = "auto"
     """auto, cpu or cuda."""
     again: bool = False

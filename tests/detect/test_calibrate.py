@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,19 +86,44 @@ def test_scores_that_are_not_finite_are_refused_with_the_photos_name(bad):
         calibrated([1.0, bad, 2.0])
 
 
-def located(inliers, overlap):
+def located(inliers, overlap, in_frame=1.0, rivals=()):
     camera = Camera(torch.eye(4), 1.0, 1.0, 0.0, 0.0, 1, 1)
-    return Located(camera, True, (), inliers, overlap, 0.01, 0.001, 1.0, 5.0, Exposure(), 12, {})
+    return Located(
+        camera, True, 0.99, (), inliers, overlap, in_frame, 0.01, 0.001, 1.0, 5.0, (), "", tuple(rivals), Exposure(), 12, {}
+    )  # fmt: skip
 
 
 def test_belief_limits_follow_the_worst_good_photo_and_are_never_stricter_than_the_defaults():
     assert calibrate_belief([]) == BeliefLimits()
-    assert calibrate_belief([located(1.0, 1.0), located(1.0, 0.93)]) == BeliefLimits()
+    strictest, default = calibrate_belief([located(1.0, 1.0), located(1.0, 0.93)]), BeliefLimits()
+    assert (strictest.least_inliers, strictest.least_overlap) == (default.least_inliers, default.least_overlap)
     loose = calibrate_belief([located(0.95, 0.97), located(0.8, 0.85)])
     assert loose.least_inliers == pytest.approx(0.6)
     assert loose.least_overlap == pytest.approx(0.73)
     floor = calibrate_belief([located(0.1, 0.1)])
     assert (floor.least_inliers, floor.least_overlap) == (0.3, 0.5)
+
+
+def test_the_worst_good_photo_is_believed_to_99_percent_and_one_at_the_limit_to_a_half():
+    limits = calibrate_belief([located(0.9, 0.95), located(0.8, 0.99)])
+
+    def belief(value, limit, scale):
+        return 1 / (1 + math.exp(-(value - limit) / scale))
+
+    assert belief(0.8, limits.least_inliers, limits.inliers_scale) == pytest.approx(0.99)
+    assert belief(0.95, limits.least_overlap, limits.overlap_scale) == pytest.approx(0.99)
+
+
+def test_a_wrong_camera_that_came_near_raises_the_limit_to_half_way():
+    photos = [located(0.8, 0.9, rivals=[(0.7, 0.88)]), located(0.9, 0.95, rivals=[(0.3, 0.9), (0.79, 0.2)])]
+    limits = calibrate_belief(photos)
+    assert limits.least_inliers == pytest.approx(0.75)  # between 0.7 and 0.8; the others fail by other measures
+    assert calibrate_belief([replace(p, rivals=()) for p in photos]).least_inliers == pytest.approx(0.6)
+
+
+def test_a_part_often_cut_by_the_frame_lowers_what_must_be_within_it():
+    assert calibrate_belief([located(0.9, 0.9)]).least_in_frame == BeliefLimits().least_in_frame
+    assert calibrate_belief([located(0.9, 0.9, 0.5)]).least_in_frame == pytest.approx(0.45)
 
 
 def test_a_stored_calibration_comes_back_exactly(tmp_path):

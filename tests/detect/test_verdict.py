@@ -14,7 +14,9 @@ from prepare.camera import Camera
 
 CALIBRATION = calibrate([1.0, 2.0, 3.0], ["a", "b", "c"], 0.25, BeliefLimits(), held_out=True)
 CAMERA = Camera(torch.eye(4), 1.0, 1.0, 0.0, 0.0, 20, 20)
-LOCATED = Located(CAMERA, True, (), 1.0, 1.0, 0.01, 0.001, 1.0, 5.0, Exposure(), 12, {})
+LOCATED = Located(
+    CAMERA, True, 0.99, (), 1.0, 1.0, 1.0, 0.01, 0.001, 1.0, 5.0, (), "", (), Exposure(), 12, {}
+)  # fmt: skip
 
 
 def anomaly(score, unknown=0):
@@ -58,3 +60,11 @@ def test_no_part_is_cannot_tell_with_the_share_in_words():
     verdict = no_part_verdict(0.002)
     assert verdict.name == "CANNOT TELL"
     assert "0.2%" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("score", [0.0, 100.0])
+def test_a_view_that_could_be_another_says_so_beside_the_verdict(score):
+    ambiguous = replace(LOCATED, ambiguity="the part looks the same from 2 sides")
+    verdict = decide(ambiguous, anomaly(score), 100, CALIBRATION)
+    assert verdict.name == decide(LOCATED, anomaly(score), 100, CALIBRATION).name
+    assert verdict.reasons == (*decide(LOCATED, anomaly(score), 100, CALIBRATION).reasons, ambiguous.ambiguity)
