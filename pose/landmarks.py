@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pose.index import _common_up, sphere_directions
+from pose.index import common_up, sphere_directions
 from pose.keypoints import KeypointExtractor
 from prepare.atomic_write import write_with
 from prepare.camera import Camera, fit_within, look_at
@@ -70,7 +70,7 @@ def build_landmarks(
     """
     width, height = fit_within(reference.camera.width, reference.camera.height, LANDMARK_PX)
     lens = reference.camera.resized(width, height)
-    centre, up = reference.volume.centre, _common_up(reference)
+    centre, up = reference.volume.centre, common_up(reference)
     poses = [view.camera.world_to_cam for view in reference.views]
     for direction in sphere_directions(LANDMARK_DIRECTIONS):
         poses.append(look_at(centre + reference.distance * direction, centre, up))

@@ -33,7 +33,7 @@ AMBIGUOUS = (
     1.15  # a different camera whose cost is within this factor of the best's explains the photo as well
 )
 LEAST_COST = 1e-5  # mean robust loss a pixel below which differences mean nothing
-UNSETTLED_COST = 1e-3  # likewise before a camera has settled
+UNSETTLED_COST = 2e-4  # likewise before a camera has settled
 CERTAIN = 0.99  # belief that the worst good photo held out gets by each measure (`calibrate_belief`)
 
 
@@ -211,14 +211,14 @@ class _Search:
 
     def run(self, cameras: list[Camera]) -> tuple[Refined, float, list[Refined], list[Refined]]:
         """The best camera; the share of those carried that ended there; those that lost; those as good elsewhere."""
-        tried = [self.refine(camera, 0, 4) for camera in cameras]
-        carried = [self.refine(r.camera, 0, 10, r.exposure) for r in _leading(tried, 2.5, 6)]
-        carried = [self.refine(r.camera, 1, 6, r.exposure) for r in _leading(carried, 2.0, 5)]
+        tried = [self.refine(camera, 0, 3) for camera in cameras]
+        carried = [self.refine(r.camera, 0, 6, r.exposure) for r in _leading(tried, 2.0, 5)]
+        carried = [self.refine(r.camera, 1, 5, r.exposure) for r in _leading(carried, 1.6, 4)]
         carried.sort(key=_cost)
         agreement = sum(_angle_deg(r.camera, carried[0].camera) < SAME_DEG for r in carried) / len(carried)
         losers = [r for r in carried if _angle_deg(r.camera, carried[0].camera) >= OTHER_DEG]
-        finalists = [self.refine(r.camera, 1, 0, r.exposure) for r in _leading(carried, 1.4, 4)]
-        finalists = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(finalists, 1.3, 4)]
+        finalists = [self.refine(r.camera, 1, 0, r.exposure) for r in _leading(carried, 1.4, 3)]
+        finalists = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(finalists, 1.3, 3)]
         finalists.sort(key=_cost)
         alike = [
             r

@@ -185,7 +185,7 @@ def pnp_cameras(
     that the best of 10,000 draws reaches 9 more by chance has a probability below 0.001.
     Raises: MissingPartError where neither poselib nor pycolmap is installed.
     """
-    solve = _solver()
+    solve = pnp_solver()
     found: list[PnpCamera] = []
     for side in _sides(landmarks, matches, most):
         if learned is None:
@@ -257,7 +257,7 @@ Solver = Callable[
 ]
 
 
-def _solver() -> Solver:
+def pnp_solver() -> Solver:
     """poselib's PnP where it is installed, else COLMAP's."""
     for module, solve in (("poselib", _solve_poselib), ("pycolmap", _solve_colmap)):
         try:

@@ -30,7 +30,10 @@ STRETCH, MOST_STRETCH, ALIGNED = (
 MOST_TURN_RAD = 0.35  # of one step: a linearisation is not good for more than some 20 degrees
 STALE_PX = 0.7  # motion of the part's image up to which a Jacobian is used again
 LEAST_GAIN, MOST_GAIN, MOST_BIAS = 0.5, 2.0, 0.1  # of the exposure solved along
-GAIN_PRIOR, BIAS_PRIOR = 2e-3, 2e-2  # pull to 1 and 0, shares of the part's pixels: else a wrong view turns all grey
+GAIN_PRIOR, BIAS_PRIOR = (
+    2e-3,
+    2e-2,
+)  # pull to 1 and 0, shares of the part's pixels: else a wrong view turns all grey
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ def run(config: Fit) -> int:
     import time
 
     from detect.features import detector_name, difference_of
+    from pose.keypoints import extractor
+    from pose.matching import pnp_solver
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
     from recon.fit import FitProgress, fit_photos, initial_cloud, load_photo, resumable_step
@@ -97,9 +99,14 @@ def run(config: Fit) -> int:
     fit_config = _fit_config(config)
     detector = detector_name(config.features)
     difference_of(detector)  # says now, not after the fit, where weights are missing
+    keypoints = None if config.keypoints == "none" else config.keypoints
+    if keypoints is not None:  # likewise
+        extractor(keypoints)
+        pnp_solver()
     settings = run_settings(fit_config, device) | {
         "false_alarm_rate": config.false_alarm_rate,
         "detector": detector,
+        "keypoints": config.keypoints,
     }
     target = workspace.reference(name)
     leave_cores_to_the_kernel(device)
@@ -109,8 +116,10 @@ def run(config: Fit) -> int:
             existing = load_reference(target)
         except InputError:
             existing = None
-        keys = ("fit", "false_alarm_rate", "detector")
-        if existing is not None and all(existing.settings.get(key) == settings[key] for key in keys):
+        defaults = {"fit": None, "false_alarm_rate": None, "detector": None, "keypoints": "none"}
+        if existing is not None and all(
+            existing.settings.get(key, default) == settings[key] for key, default in defaults.items()
+        ):
             terminal.say(f"{target}: already fitted with these settings; --again fits it anew")
             terminal.say(f"next: splatad detect --class {name} --query PHOTO_OR_FOLDER")
             return 0
@@ -158,7 +167,13 @@ def run(config: Fit) -> int:
     )
     with terminal.stages() as stage:
         loaded = finish_reference(
-            target, reference, photos, config.false_alarm_rate, features=config.features, on_step=stage.to
+            target,
+            reference,
+            photos,
+            config.false_alarm_rate,
+            features=config.features,
+            keypoints=keypoints,
+            on_step=stage.to,
         )
     if checkpoint.exists():
         shutil.rmtree(checkpoint)

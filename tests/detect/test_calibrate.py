@@ -96,7 +96,10 @@ def located(inliers, overlap, in_frame=1.0, rivals=()):
 def test_belief_limits_follow_the_worst_good_photo_and_are_never_stricter_than_the_defaults():
     assert calibrate_belief([]) == BeliefLimits()
     strictest, default = calibrate_belief([located(1.0, 1.0), located(1.0, 0.93)]), BeliefLimits()
-    assert (strictest.least_inliers, strictest.least_overlap) == (default.least_inliers, default.least_overlap)
+    assert (strictest.least_inliers, strictest.least_overlap) == (
+        default.least_inliers,
+        default.least_overlap,
+    )
     loose = calibrate_belief([located(0.95, 0.97), located(0.8, 0.85)])
     assert loose.least_inliers == pytest.approx(0.6)
     assert loose.least_overlap == pytest.approx(0.73)
@@ -115,9 +118,9 @@ def test_the_worst_good_photo_is_believed_to_99_percent_and_one_at_the_limit_to_
 
 
 def test_a_wrong_camera_that_came_near_raises_the_limit_to_half_way():
-    photos = [located(0.8, 0.9, rivals=[(0.7, 0.88)]), located(0.9, 0.95, rivals=[(0.3, 0.9), (0.79, 0.2)])]
+    photos = [located(0.8, 0.9, rivals=[(0.62, 0.88)]), located(0.9, 0.95, rivals=[(0.3, 0.9), (0.79, 0.2)])]
     limits = calibrate_belief(photos)
-    assert limits.least_inliers == pytest.approx(0.75)  # between 0.7 and 0.8; the others fail by other measures
+    assert limits.least_inliers == pytest.approx(0.71)  # between 0.62 and 0.8; the others fail by other measures
     assert calibrate_belief([replace(p, rivals=()) for p in photos]).least_inliers == pytest.approx(0.6)
 
 

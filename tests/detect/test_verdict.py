@@ -67,4 +67,7 @@ def test_a_view_that_could_be_another_says_so_beside_the_verdict(score):
     ambiguous = replace(LOCATED, ambiguity="the part looks the same from 2 sides")
     verdict = decide(ambiguous, anomaly(score), 100, CALIBRATION)
     assert verdict.name == decide(LOCATED, anomaly(score), 100, CALIBRATION).name
-    assert verdict.reasons == (*decide(LOCATED, anomaly(score), 100, CALIBRATION).reasons, ambiguous.ambiguity)
+    assert verdict.reasons == (
+        *decide(LOCATED, anomaly(score), 100, CALIBRATION).reasons,
+        ambiguous.ambiguity,
+    )

@@ -148,7 +148,9 @@ def test_a_part_that_looks_the_same_from_two_sides_says_so(toy):
     camera = toy.cameras(3, seed=61)[0]
     with torch.no_grad():
         render = rasterize(alike, camera, torch.ones(3))
-    result = locate(reference, build_index(reference, levels), levels, render.rgb.clamp(0, 1), render.alpha, camera)
+    result = locate(
+        reference, build_index(reference, levels), levels, render.rgb.clamp(0, 1), render.alpha, camera
+    )
     turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0]))
     sides = [camera.world_to_cam, camera.world_to_cam @ turn]
     ends = [result.camera, *result.alternatives]
@@ -218,7 +220,9 @@ def test_a_half_covered_part_is_not_believed(toy, photos):
 
 def test_limits_decide_what_is_believed(toy, photos, results):
     strict = found(
-        toy, photos[0], limits=BeliefLimits(least_inliers=1.1, least_overlap=1.1, least_in_frame=1.1, most_sigma_deg=1e-9)
+        toy,
+        photos[0],
+        limits=BeliefLimits(least_inliers=1.1, least_overlap=1.1, least_in_frame=1.1, most_sigma_deg=1e-9),
     )
     assert torch.equal(strict.camera.world_to_cam, results[0].camera.world_to_cam)
     assert not strict.believed

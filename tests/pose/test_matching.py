@@ -203,7 +203,7 @@ def test_at_most_the_wanted_number_of_sides_is_tried(monkeypatch):
         world_to_cam = look_at(3 * DIRECTIONS[len(tried)], torch.zeros(3), UP)
         return world_to_cam, torch.ones(len(at), dtype=torch.bool)
 
-    monkeypatch.setattr(pose.matching, "_solver", lambda: solve)
+    monkeypatch.setattr(pose.matching, "pnp_solver", lambda: solve)
     points, descriptors = sphere(400), unit(400)
     points[200:], descriptors[200:] = points[:200] * torch.tensor([-1.0, -1.0, 1.0]), descriptors[:200]
     landmarks = landmarks_of(points, descriptors)

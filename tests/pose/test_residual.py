@@ -181,7 +181,8 @@ def test_a_kept_jacobian_serves_a_nearby_camera(focal, instruction_set):
     kept = torch.empty(3, 7 if focal else 6, view.height, view.width)
     first = normal_equations(gaussians, view, *shared, jacobian=kept, focal=focal, memory=memory)
     again = normal_equations(gaussians, view, *shared, focal=focal, memory=memory, reuse=True)
-    assert torch.equal(first.hessian, again.hessian) and torch.equal(first.gradient, again.gradient)
+    assert torch.equal(first.hessian, again.hessian)
+    assert torch.equal(first.gradient, again.gradient)
     # The residual is the near camera's own, the Jacobian the first one's.
     got = normal_equations(gaussians, near, *shared, focal=focal, memory=memory, reuse=True)
     fresh = normal_equations(gaussians, near, *shared, focal=focal)
