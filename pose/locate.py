@@ -23,7 +23,8 @@ from pose.refine_gauss_newton import LevenbergConfig, Refined, refine_levenberg
 from pose.residual import Exposure
 from prepare.camera import Camera, fit_within
 from prepare.image import resize
-from recon.rasterize import rasterize
+from recon.gaussians import Gaussians
+from recon.rasterize import RasterOptions, rasterize
 from recon.reference import Reference
 
 INLIER_NORM = 0.15  # residual norm over rgb up to which a pixel agrees
@@ -235,6 +236,29 @@ class _Search:
         return best, agreement, losers, alike
 
 
+def agreement(
+    gaussians: Gaussians,
+    camera: Camera,
+    exposure: Exposure,
+    rgb: Float[Tensor, "height width rgb=3"],
+    alpha: Float[Tensor, "height width"],
+    background: Float[Tensor, "rgb=3"],
+    options: RasterOptions,
+) -> tuple[float, float]:
+    """Of the pixels that show the part in photo or render: the share whose colour agrees, and the share in both.
+
+    A photo over clutter has a part share `alpha` of 1 everywhere: then only what is rendered counts.
+    """
+    with torch.no_grad():
+        render = rasterize(gaussians, camera, exposure.behind(background), options=options)
+    rendered = render.alpha.cpu() > 0.5
+    photographed = alpha > 0.5 if bool((alpha < 0.98).any()) else rendered
+    union = rendered | photographed
+    count = max(1, int(union.sum()))
+    agreeing = (exposure.applied(render.rgb.cpu()) - rgb).norm(dim=-1) < INLIER_NORM
+    return int((union & agreeing).sum()) / count, int((rendered & photographed).sum()) / count
+
+
 class _Judge:
     """What speaks for a camera, and whether that is enough."""
 
@@ -252,23 +276,18 @@ class _Judge:
 
     def agreeing(self, result: Refined, *, small: bool = False) -> tuple[float, float]:
         """Inliers and overlap of a refined camera; `small`: at its own size with the splats of that size."""
-        size = max(result.camera.width, result.camera.height)
-        gaussians = self.levels.at(size) if small else self.reference.gaussians
         height, width = self.alpha.shape
         camera = result.camera if small else result.camera.resized(width, height)
-        behind = result.exposure.behind(self.background)
-        with torch.no_grad():
-            render = rasterize(gaussians, camera, behind, options=self.reference.options)
-        shown, covered = result.exposure.applied(render.rgb.cpu()), render.alpha.cpu()
-        rgb = resize(self.rgb, camera.width, camera.height) if small else self.rgb
-        alpha = _resize_plane(self.alpha, camera.width, camera.height) if small else self.alpha
-        known = bool((self.alpha < 0.98).any())
-        rendered = covered > 0.5
-        photographed = alpha > 0.5 if known else rendered
-        union = rendered | photographed
-        count = max(1, int(union.sum()))
-        norm = (shown - rgb).norm(dim=-1)
-        return int((union & (norm < INLIER_NORM)).sum()) / count, int((rendered & photographed).sum()) / count
+        size = max(camera.width, camera.height)
+        return agreement(
+            self.levels.at(size) if small else self.reference.gaussians,
+            camera,
+            result.exposure,
+            resize(self.rgb, camera.width, camera.height) if small else self.rgb,
+            _resize_plane(self.alpha, camera.width, camera.height) if small else self.alpha,
+            self.background,
+            self.reference.options,
+        )
 
     def in_frame(self, camera: Camera) -> float:
         """Share of the part's silhouette within the photo, by a small render with a margin as wide as the photo."""

@@ -12,19 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from detect.verdict import Verdict
 from pose.coarse import Hypothesis, coarse_cameras
 from pose.index import RENDER_PX
-from pose.locate import INLIER_NORM, BeliefLimits, Located, difference_from_background
+from pose.locate import BeliefLimits, Located, agreement, difference_from_background
 from pose.pyramid import PhotoLevel, photo_pyramid
 from pose.refine_gauss_newton import Refined, refine_levenberg
+from pose.residual import Exposure
 from prepare.camera import Camera, fit_within
 from prepare.errors import InputError
 from prepare.image import resize
 from prepare.scene import ViewImage
-from recon.rasterize import rasterize
 from splatad.inspector import Inspection, Inspector, over_background
 from splatad.lens import QueryLens
 
@@ -197,7 +195,7 @@ def _small_evidence(inspector: Inspector, image: ViewImage, views: tuple[Hypothe
     photo = over_background(image, reference.background)
     pyramid = photo_pyramid(photo, SMALL_PX)
 
-    def refined(camera: Camera, level: PhotoLevel) -> Refined:
+    def refined(camera: Camera, level: PhotoLevel, exposure: Exposure | None) -> Refined:
         return refine_levenberg(
             loaded.levels,
             (level,),
@@ -207,24 +205,23 @@ def _small_evidence(inspector: Inspector, image: ViewImage, views: tuple[Hypothe
             reference.options,
             inspector.config.levenberg,
             last_round=False,
+            exposure=exposure,
         )
 
-    best = min((refined(view.camera, pyramid[0]) for view in views), key=lambda r: r.cost)
+    best = min((refined(view.camera, pyramid[0], None) for view in views), key=lambda r: r.cost)
     level = pyramid[-1]
     if len(pyramid) > 1:
-        best = refined(best.camera, level)
+        best = refined(best.camera, level, best.exposure)
     splats = loaded.levels.at(level.size_px)
-    camera = best.camera.moved(best.camera.world_to_cam.to(splats.device))
-    with torch.no_grad():
-        render = rasterize(splats, camera, reference.background.to(splats.device), options=reference.options)
-    alpha = resize(image.alpha[..., None], level.width, level.height)[..., 0]
-    rendered = render.alpha.cpu() > 0.5
-    # A photo over clutter has a part share of 1 everywhere: then only what is rendered counts.
-    photographed = alpha > 0.5 if bool((alpha < 0.98).any()) else rendered
-    union = rendered | photographed
-    count = max(1, int(union.sum()))
-    agreeing = (render.rgb.cpu() - level.target.permute(1, 2, 0)).norm(dim=-1) < INLIER_NORM
-    inliers, overlap = int((union & agreeing).sum()) / count, int((rendered & photographed).sum()) / count
+    inliers, overlap = agreement(
+        splats,
+        best.camera.moved(best.camera.world_to_cam.to(splats.device)),
+        best.exposure,
+        level.target.permute(1, 2, 0),
+        resize(image.alpha[..., None], level.width, level.height)[..., 0],
+        reference.background,
+        reference.options,
+    )
     return _evidence(inliers, overlap, loaded.calibration.belief)
 
 

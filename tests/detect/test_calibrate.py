@@ -120,7 +120,9 @@ def test_the_worst_good_photo_is_believed_to_99_percent_and_one_at_the_limit_to_
 def test_a_wrong_camera_that_came_near_raises_the_limit_to_half_way():
     photos = [located(0.8, 0.9, rivals=[(0.62, 0.88)]), located(0.9, 0.95, rivals=[(0.3, 0.9), (0.79, 0.2)])]
     limits = calibrate_belief(photos)
-    assert limits.least_inliers == pytest.approx(0.71)  # between 0.62 and 0.8; the others fail by other measures
+    assert limits.least_inliers == pytest.approx(
+        0.71
+    )  # between 0.62 and 0.8; the others fail by other measures
     assert calibrate_belief([replace(p, rivals=()) for p in photos]).least_inliers == pytest.approx(0.6)
 
 
