@@ -98,9 +98,8 @@ def calibrate_belief(located: Sequence[Located]) -> BeliefLimits:
     """Limits that good photos keep with room: defects also change pixels, so only gross disagreement may fail a pose.
 
     The inlier share may fall to 0.75 of the worst good photo's, the overlap to 0.12 below; never stricter than the
-    defaults, unless wrong cameras (`Located.rivals`) came that near: then half way between them and the worst good photo, at most 0.9
-    of that one's.
-    The curve from limit to belief is such that the worst good photo gets CERTAIN by each measure.
+    defaults, unless wrong cameras (`Located.rivals`) came that near: then half way between them and the worst good
+    photo, at most 0.9 of that one's. The curve from limit to belief gives the worst good photo CERTAIN by each measure.
     """
     default = BeliefLimits()
     if not located:

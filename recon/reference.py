@@ -75,9 +75,10 @@ class Reference:
         )
 
     def nearest_view_deg(self, camera: Camera) -> float:
-        """Angle at the part's centre between `camera` and the nearest fitted view, degrees."""
+        """Angle at the part's centre between `camera` and the nearest fitted view (any, where all are held out), degrees."""
         direction = torch.nn.functional.normalize(camera.centre - self.volume.centre, dim=0)
-        others = torch.stack([v.camera.centre - self.volume.centre for v in self.views if not v.held_out])
+        views = [view for view in self.views if not view.held_out] or self.views
+        others = torch.stack([view.camera.centre - self.volume.centre for view in views])
         cosine = (torch.nn.functional.normalize(others, dim=1) @ direction.to(others)).max()
         return math.degrees(math.acos(float(cosine.clamp(-1, 1))))
 

@@ -66,6 +66,9 @@ HEADINGS = (
 )  # fmt: skip
 
 
+Change = Callable[[Tensor, Camera, np.random.Generator], tuple[Tensor, Camera]]
+
+
 @dataclass(frozen=True)
 class Options:
     """What to try."""

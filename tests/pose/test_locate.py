@@ -262,3 +262,39 @@ def test_a_first_order_recipe_moves_the_best_rough_camera_nearer_to_the_truth(to
     )
     assert result.hypotheses == 1
     assert after < 0.7 * before
+
+
+def test_matched_landmarks_give_the_camera_where_the_small_renders_mislead(toy, monkeypatch):
+    """Landmarks are splats with descriptors of their own; the photo's keypoints are where the true camera sees them."""
+    import pose.locate as module
+    from pose.coarse import Hypothesis
+    from pose.keypoints import Keypoints
+    from pose.landmarks import Landmarks
+
+    pytest.importorskip("poselib", reason="no solver: pip install 'splatad[photos]'")
+    camera, elsewhere = toy.cameras(4, seed=71)[0], toy.cameras(4, seed=71)[2]
+    photo = toy.photo(camera, noise_seed=7)
+    generator = torch.Generator().manual_seed(1)
+    points = toy.reference.gaussians.means[:: len(toy.reference.gaussians) // 150]
+    described = torch.nn.functional.normalize(torch.randn(len(points), 32, generator=generator), dim=1)
+    landmarks = Landmarks(
+        points, described.half(), torch.zeros(len(points), dtype=torch.int32), "sift_colmap",
+        camera.world_to_cam[None], toy.reference.camera,
+    )  # fmt: skip
+
+    class SeesLandmarks:
+        name = "sift_colmap"
+
+        def extract(self, rgb, mask=None):
+            assert rgb.shape[:2] == mask.shape == (camera.height, camera.width)
+            return Keypoints(camera.project(points)[:, :2], described, torch.ones(len(points)))
+
+    monkeypatch.setattr(module, "extractor", lambda name: SeesLandmarks())
+    rough = (Hypothesis(elsewhere, 0.9, "whole"),)
+    monkeypatch.setattr(module, "coarse_cameras", lambda *arguments, **named: rough)
+    assert rotation_error_deg(elsewhere.world_to_cam, camera.world_to_cam) > 30
+    with_landmarks, without = found(toy, photo, landmarks=landmarks), found(toy, photo)
+    assert rotation_error_deg(with_landmarks.camera.world_to_cam, camera.world_to_cam) < 0.1
+    assert with_landmarks.believed
+    assert with_landmarks.hypotheses > without.hypotheses == 1
+    assert not without.believed

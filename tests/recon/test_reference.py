@@ -88,6 +88,9 @@ def test_typical_camera_background_distance_and_nearest_view_by_hand():
     cosines = [float(offsets[1] @ o / offsets[1].norm() / o.norm()) for o in (offsets[0], offsets[2])]
     expected = math.degrees(math.acos(max(cosines)))
     assert part.nearest_view_deg(part.views[1].camera) == pytest.approx(expected, abs=0.01)
+    # Where all are held out there is nothing else to measure from.
+    none_fitted = replace(part, views=tuple(replace(view, held_out=True) for view in part.views))
+    assert none_fitted.nearest_view_deg(part.views[1].camera) == pytest.approx(0.0, abs=0.05)
 
 
 def test_a_fits_views_and_volume_become_the_references(tmp_path):

@@ -188,3 +188,64 @@ def test_a_budget_buys_the_steps_that_fill_it(monkeypatch: pytest.MonkeyPatch) -
     )  # fmt: skip
     assert bench.steps_within(18.0, seen) == 200
     assert bench.steps_within(3.0, seen) == 1
+
+
+@pytest.mark.parametrize("change", ["roll", "zoom", "shifted"])
+def test_a_photo_warped_for_the_pose_benchmark_is_the_photo_its_camera_takes(
+    change: str, toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = script("bench_pose", monkeypatch)
+    camera = toy.cameras(3, seed=81)[0]
+    warped, moved = getattr(bench, change)(toy.photo(camera).rgb, camera, np.random.default_rng(3))
+    taken = toy.photo(moved).rgb
+    assert torch.allclose(moved.centre, camera.centre, atol=1e-5)  # it turned or zoomed on the spot
+    inside = torch.ones(camera.height, camera.width, dtype=torch.bool)
+    if change != "zoom":  # what the photo did not show is white in the warped one
+        shown = bench.warped(torch.zeros_like(taken), camera, moved)[..., 0]
+        inside = shown < 0.01
+    error = (warped - taken).norm(dim=-1)[inside]
+    assert error.median() < 0.01
+    assert (error > 0.3).double().mean() < 0.03  # edges, blurred by one more sampling
+    assert ((toy.photo(camera).rgb - taken).norm(dim=-1)[inside] > 0.3).double().mean() > 0.08
+
+
+def test_the_pose_benchmark_s_cover_and_cut_take_the_share_they_say(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = script("bench_pose", monkeypatch)
+    camera = toy.cameras(3, seed=82)[1]
+    photo = toy.photo(camera).rgb
+    part = (photo - 1.0).abs().amax(dim=-1) > 0.02
+    for seed in range(4):
+        covered, same = bench.cover(photo, camera, np.random.default_rng(seed))
+        assert same is camera
+        changed = ((covered - photo).abs().amax(dim=-1) > 0)[part].double().mean()
+        assert 0.02 < changed < 0.21
+        half, moved = bench.cut(photo, camera, np.random.default_rng(seed))
+        left = ((half - 1.0).abs().amax(dim=-1) > 0.02).sum() / part.sum()
+        assert 0.45 < left < 0.55
+        assert not torch.equal(moved.world_to_cam, camera.world_to_cam)
+
+
+def test_the_pose_benchmark_counts_a_believed_camera_two_degrees_off_as_unflagged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = script("bench_pose", monkeypatch)
+
+    def outcome(believed: bool, turn: float | None) -> Any:
+        return bench.Outcome(
+            "row", "part", "photo", "OK" if believed else "CANNOT TELL", believed, 1.0, 1.0, 1.0, 1.0, 0.0, 0.5, turn, 0.1, ""
+        )  # fmt: skip
+
+    outcomes = [
+        outcome(True, 0.1),
+        outcome(True, 1.0),
+        outcome(True, 2.5),
+        outcome(False, 90.0),
+        outcome(True, None),
+    ]
+    assert [o.located for o in outcomes] == [True, False, False, False, False]
+    assert [o.unflagged for o in outcomes] == [False, False, True, False, True]
+    row = dict(zip(bench.HEADINGS[2:], bench.summary(outcomes), strict=True))
+    assert (row["photos"], row["< 0.5 deg"], row["located"]) == ("5", "1", "1")
+    assert (row["unflagged"], row["cannot tell"], row["most"]) == ("2", "1", "90.000")

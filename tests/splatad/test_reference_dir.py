@@ -168,3 +168,35 @@ def test_devices_by_name(monkeypatch):
         choose_device("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+def test_landmarks_are_kept_with_the_reference_and_go_when_it_is_finished_without(toy, tmp_path, monkeypatch):
+    import pose.landmarks
+    from pose.keypoints import Keypoints
+
+    class Corners:
+        """A keypoint every fifth pixel of the part, described by its place."""
+
+        name = "corners"
+
+        def extract(self, rgb, mask=None):
+            rows, columns = torch.nonzero(mask, as_tuple=True)
+            kept = (rows % 5 == 2) & (columns % 5 == 2)
+            places = torch.stack([columns[kept], rows[kept]], dim=1) + 0.5
+            described = torch.nn.functional.normalize(
+                torch.cat([places, rgb[rows[kept], columns[kept]]], dim=1), dim=1
+            )
+            return Keypoints(places, described, torch.ones(len(places)))
+
+    monkeypatch.setattr(pose.landmarks, "LANDMARK_DIRECTIONS", 4)
+    monkeypatch.setattr(reference_dir, "extractor", lambda name: Corners())
+    monkeypatch.setattr("pose.locate.extractor", lambda name: Corners())
+    few = replace(toy.reference, views=toy.reference.views[:10])
+    made = finish_reference(tmp_path, few, toy.photos[:10], 0.5, keypoints="corners")
+    read = load_whole_reference(tmp_path)
+    assert len(made.landmarks) > 50
+    assert torch.equal(read.landmarks.points, made.landmarks.points)
+    assert torch.equal(read.landmarks.descriptors, made.landmarks.descriptors)
+    assert read.landmarks.extractor == "corners"
+    finish_reference(tmp_path, few, toy.photos[:10], 0.5)
+    assert load_whole_reference(tmp_path).landmarks is None
