@@ -219,7 +219,7 @@ class _Search:
         agreement = sum(_angle_deg(r.camera, carried[0].camera) < SAME_DEG for r in carried) / len(carried)
         losers = [r for r in carried if _angle_deg(r.camera, carried[0].camera) >= OTHER_DEG]
         finalists = [self.refine(r.camera, 1, 0, r.exposure) for r in _leading(carried, 1.4, 3)]
-        finalists = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(finalists, 1.3, 3)]
+        finalists = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(finalists, 1.2, 3)]
         finalists.sort(key=_cost)
         alike = [
             r

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pose.pyramid import LEVELS_PX, PhotoLevel, SplatLevels, camera_at
@@ -18,9 +19,11 @@ from pose.residual import (
     normal_equations,
     zoomed,
 )
-from pose.se3 import moved_about, nearest_rigid
+from pose.se3 import stepped
 from prepare.camera import Camera
 from recon.rasterize import RasterOptions
+
+Vector = NDArray[np.float64]
 
 STRETCH, MOST_STRETCH, ALIGNED = (
     1.6,
@@ -29,6 +32,7 @@ STRETCH, MOST_STRETCH, ALIGNED = (
 )  # growth of aligned steps, its limit, and the cosine that counts as aligned
 MOST_TURN_RAD = 0.35  # of one step: a linearisation is not good for more than some 20 degrees
 STALE_PX = 0.7  # motion of the part's image up to which a Jacobian is used again
+NO_BETTER = 3.0  # times the motion that ends a level: a step that small which does not help ends it too
 LEAST_GAIN, MOST_GAIN, MOST_BIAS = 0.5, 2.0, 0.1  # of the exposure solved along
 GAIN_PRIOR, BIAS_PRIOR = (
     2e-3,
@@ -44,7 +48,7 @@ class LevenbergConfig:
     """Residual norm (colour units) beyond which a pixel's weight falls."""
     geman: float = 0.06
     """Scale of the redescending weight used in a last round at the finest level; 0 leaves the round out."""
-    stop_px: tuple[float, ...] = (0.05, 0.03, 0.02, 0.01)
+    stop_px: tuple[float, ...] = (0.05, 0.03, 0.02, 0.015)
     """A level ends when a step moves the part's image by less than this, px of the level; one for each level from the
     coarsest, the last for more."""
     iterations: tuple[int, ...] = (12, 30, 30, 12)
@@ -136,10 +140,9 @@ class _Problem:
             focal=self.focal, memory=self.memory, reuse=reuse,
         )  # fmt: skip
 
-    def moved(self, camera: Camera, exposure: Exposure, step: Tensor) -> tuple[Camera, Exposure]:
+    def moved(self, camera: Camera, exposure: Exposure, step: Vector) -> tuple[Camera, Exposure]:
         """Camera and exposure after `step`."""
-        small = step.to(torch.float32)
-        after = camera.moved(nearest_rigid(moved_about(camera.world_to_cam, small[:6], self.pivot)))
+        after = camera.moved(stepped(camera.world_to_cam, step[:6], self.pivot))
         if self.focal:
             after = zoomed(after, float(step[6]))
         if self.unknowns > self.pose_unknowns:
@@ -149,13 +152,13 @@ class _Problem:
             exposure = Exposure((gain[0], gain[1], gain[2]), (bias[0], bias[1], bias[2]))
         return after, exposure
 
-    def motion_px(self, camera: Camera, step: Tensor) -> float:
+    def motion_px(self, camera: Camera, step: Vector) -> float:
         """About how far `step` moves the image of the part's outer points, px."""
-        distance = float((camera.centre - self.pivot).norm())
-        per_unit = max(camera.fl_x, camera.fl_y) / max(distance, 1e-9)
-        turn, across, along = float(step[:3].norm()), float(step[3:5].norm()), abs(float(step[5]))
-        zoom = abs(float(step[6])) if self.focal else 0.0
-        return per_unit * (self.radius * (turn + along / max(distance, 1e-9) + zoom) + across)
+        distance = max(float(np.linalg.norm((camera.centre - self.pivot).numpy())), 1e-9)
+        turn, across, along = np.linalg.norm(step[:3]), np.linalg.norm(step[3:5]), abs(step[5])
+        zoom = abs(step[6]) if self.focal else 0.0
+        per_unit = max(camera.fl_x, camera.fl_y) / distance
+        return float(per_unit * (self.radius * (turn + along / distance + zoom) + across))
 
 
 def _drive(
@@ -172,34 +175,34 @@ def _drive(
         problem.from_linearised = 0.0
     n, pose = problem.unknowns, problem.pose_unknowns
     part = max(state.part_weight, 1e-9)  # as it was at first: one cost throughout
-    pull = torch.tensor([GAIN_PRIOR * part] * 3 + [BIAS_PRIOR * part] * 3, dtype=torch.float64)
+    pull = np.array([GAIN_PRIOR * part] * 3 + [BIAS_PRIOR * part] * 3)
 
     def cost_of(state: NormalEquations, exposure: Exposure) -> float:
         if n == pose:
             return state.cost
-        return state.cost + 0.5 * float(pull @ _away(exposure).square())
+        return state.cost + 0.5 * float(pull @ _away(exposure) ** 2)
 
     cost = cost_of(state, exposure)
     damping, stretch = 1e-3, 1.0
-    before: Tensor | None = None  # the last accepted step in the metric of the normal matrix
+    before: Vector | None = None  # the last accepted step in the metric of the normal matrix
     used = 0
     while used < most:
         used += 1
-        hessian, gradient = state.hessian[:n, :n].clone(), state.gradient[:n].clone()
+        hessian, gradient = state.hessian[:n, :n].numpy().copy(), state.gradient[:n].numpy().copy()
         if n > pose:
-            hessian.diagonal()[pose:] += pull
+            hessian[range(pose, n), range(pose, n)] += pull
             gradient[pose:] += pull * _away(exposure)
         diagonal = hessian.diagonal()
-        scale = diagonal.clamp_min(1e-9 * float(diagonal[:pose].max()) + 1e-12).clone()
+        scale = np.maximum(diagonal, 1e-9 * diagonal[:pose].max() + 1e-12)
         scale[pose:] *= 1e-2  # the residual is linear in the exposure: it needs no damping to speak of
-        step = -torch.linalg.solve(hessian + damping * torch.diag(scale), gradient)
+        step = -np.linalg.solve(hessian + damping * np.diag(scale), gradient)
         # Reweighted least squares creeps where outliers pull: steps that keep their direction are made longer.
-        along = step[:pose] * diagonal[:pose].clamp_min(0).sqrt()
-        along = along / along.norm().clamp_min(1e-30)
+        along = step[:pose] * np.sqrt(np.maximum(diagonal[:pose], 0.0))
+        along = along / max(float(np.linalg.norm(along)), 1e-30)
         if before is not None:
             stretch = min(stretch * STRETCH, MOST_STRETCH) if float(along @ before) > ALIGNED else 1.0
         step[:pose] *= stretch
-        turn = float(step[:3].norm())
+        turn = float(np.linalg.norm(step[:3]))
         if turn > MOST_TURN_RAD:
             step[:pose] *= MOST_TURN_RAD / turn
         motion = problem.motion_px(camera, step)
@@ -216,7 +219,7 @@ def _drive(
             continue
         if not reuse:
             problem.from_linearised = motion
-        if motion < stop_px:
+        if motion < NO_BETTER * stop_px:
             break
         if reuse and problem.from_linearised > 0.0:  # the Jacobian may be to blame
             state = problem.at(camera, exposure, robustness)
@@ -230,6 +233,6 @@ def _drive(
     return camera, exposure, state, used
 
 
-def _away(exposure: Exposure) -> Float[Tensor, "six=6"]:
+def _away(exposure: Exposure) -> Vector:
     """Gains less one, then biases."""
-    return torch.tensor([g - 1.0 for g in exposure.gain] + list(exposure.bias), dtype=torch.float64)
+    return np.array([gain - 1.0 for gain in exposure.gain] + list(exposure.bias))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -55,3 +59,28 @@ def nearest_rigid(world_to_cam: Float[Tensor, "4 4"]) -> Float[Tensor, "4 4"]:
     fixed = world_to_cam.clone()
     fixed[:3, :3] = rotation.to(world_to_cam)
     return fixed
+
+
+def stepped(
+    world_to_cam: Float[Tensor, "4 4"], step: NDArray[np.float64], pivot: Float[Tensor, "xyz=3"]
+) -> Float[Tensor, "4 4"]:
+    """`nearest_rigid(moved_about(...))` in plain float64 arithmetic on the CPU: what each step of a refinement needs."""
+    pose = world_to_cam.numpy().astype(np.float64)
+    rotation, translation = pose[:3, :3], pose[:3, 3]
+    x, y, z = step[:3]
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    squared = x * x + y * y + z * z
+    if squared < 1e-8:
+        a, b = 1.0 - squared / 6.0, 0.5 - squared / 24.0
+    else:
+        angle = math.sqrt(squared)
+        a, b = math.sin(angle) / angle, (1.0 - math.cos(angle)) / squared
+    turn = np.eye(3) + a * cross + b * (cross @ cross)
+    pivot_cam = rotation @ pivot.numpy() + translation
+    moved = turn @ rotation
+    # One Newton step towards the nearest rotation (Higham 1986): from rounding's 1e-7 away it arrives.
+    moved = moved @ (1.5 * np.eye(3) - 0.5 * moved.T @ moved)
+    result = np.eye(4)
+    result[:3, :3] = moved
+    result[:3, 3] = turn @ (translation - pivot_cam) + pivot_cam + step[3:6]
+    return torch.from_numpy(result).to(world_to_cam.dtype)

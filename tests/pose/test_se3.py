@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from pose.se3 import cross_matrix, moved_about, nearest_rigid, rotation_from_vector
+from pose.se3 import cross_matrix, moved_about, nearest_rigid, rotation_from_vector, stepped
 from prepare.camera import look_at
 
 AXIS = torch.nn.functional.normalize(torch.tensor([0.3, -1.2, 0.7], dtype=torch.float64), dim=0)
@@ -100,3 +100,21 @@ def test_nearest_rigid_of_a_mirrored_matrix_is_a_rotation():
     mirrored = pose()
     mirrored[0, :3] *= -1
     assert float(torch.linalg.det(nearest_rigid(mirrored)[:3, :3])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 0.02, 0.4])
+def test_a_plain_step_is_the_differentiable_one_made_rigid(size):
+    generator = torch.Generator().manual_seed(5)
+    pose = look_at(
+        torch.tensor([1.0, -2.0, 0.7]), torch.tensor([0.1, 0.2, 0.0]), torch.tensor([0.0, 0.0, 1.0])
+    )
+    pivot = torch.tensor([0.3, -0.1, 0.2])
+    step = size * torch.randn(6, generator=generator, dtype=torch.float64)
+    expected = nearest_rigid(moved_about(pose.double(), step, pivot.double()))
+    got = stepped(pose, step.numpy(), pivot)
+    assert got.dtype == torch.float32
+    assert torch.allclose(got.double(), expected, atol=1e-6)
+    many = pose
+    for _ in range(300):  # rounding does not pile up
+        many = stepped(many, step.numpy(), pivot)
+    assert torch.allclose(many[:3, :3] @ many[:3, :3].T, torch.eye(3), atol=1e-6)
