@@ -98,23 +98,15 @@ def calibrate_belief(located: Sequence[Located]) -> BeliefLimits:
     """Limits that good photos keep with room: defects also change pixels, so only gross disagreement may fail a pose.
 
     The inlier share may fall to 0.75 of the worst good photo's, the overlap to 0.12 below; never stricter than the
-    defaults, unless wrong cameras (`Located.rivals`) came that near: then half way between them and the worst good
-    photo, at most 0.9 of that one's. The curve from limit to belief gives the worst good photo CERTAIN by each measure.
+    defaults. The curve from limit to belief gives the worst good photo CERTAIN by each measure.
     """
     default = BeliefLimits()
     if not located:
         return default
     worst_inliers = min(result.inliers for result in located)
     worst_overlap = min(result.overlap for result in located)
-    rivals = [rival for result in located for rival in result.rivals]
-    # A rival must pass both limits to be mistaken for the truth: the better of its two chances to fail counts.
     inliers = max(0.3, min(default.least_inliers, 0.75 * worst_inliers))
     overlap = max(0.5, min(default.least_overlap, worst_overlap - 0.12))
-    passing = [rival for rival in rivals if rival[0] >= inliers and rival[1] >= overlap]
-    if passing:
-        nearest = max(rival[0] for rival in passing)
-        if nearest < worst_inliers:
-            inliers = max(inliers, min(0.5 * (nearest + worst_inliers), 0.9 * worst_inliers))
     steepness = math.log(CERTAIN / (1.0 - CERTAIN))
     return BeliefLimits(
         least_inliers=inliers,

@@ -89,9 +89,6 @@ class Located:
     nearest_view_deg: float  # angle to the nearest reference photo
     alternatives: tuple[Camera, ...]  # cameras on other sides of the part from which it looks the same
     ambiguity: str  # what of the camera the photo leaves open, in plain words; empty where nothing
-    rivals: tuple[
-        tuple[float, float], ...
-    ]  # inliers and overlap of refined cameras that lost; see calibrate_belief
     exposure: Exposure  # photo = gain * render + bias, on the part
     hypotheses: int  # tried
     seconds: Mapping[str, float]  # by stage
@@ -153,16 +150,16 @@ def locate(
     judge = _Judge(reference, levels, rgb, alpha, background, limits)
     if config.refine == "levenberg":
         search = _Search(reference, levels, pyramid, background, config)
-        best, agreement, losers, alternatives = search.run(cameras)
+        best, agreed, alternatives = search.run(cameras)
     else:
         adam = SPLATPOSE if config.refine == "splatpose" else AdamConfig()
         best = refine_adam(
             levels, pyramid[-1], cameras[0], background, reference.volume.centre, reference.options, adam
         )  # fmt: skip
-        agreement, losers, alternatives = 1.0, [], []
+        agreed, alternatives = 1.0, []
     after_fine = time.perf_counter()
     return judge.judged(
-        best, agreement, losers, alternatives, len(cameras) if config.refine == "levenberg" else 1,
+        best, agreed, alternatives, len(cameras) if config.refine == "levenberg" else 1,
         {"coarse pose": after_coarse - started, "fine pose": after_fine - after_coarse},
     )  # fmt: skip
 
@@ -210,14 +207,13 @@ class _Search:
             self.reference.options, config, last_round=last_round, exposure=start,
         )  # fmt: skip
 
-    def run(self, cameras: list[Camera]) -> tuple[Refined, float, list[Refined], list[Refined]]:
-        """The best camera; the share of those carried that ended there; those that lost; those as good elsewhere."""
+    def run(self, cameras: list[Camera]) -> tuple[Refined, float, list[Refined]]:
+        """The best camera; the share of those carried that ended there; those as good on other sides of the part."""
         tried = [self.refine(camera, 0, 3) for camera in cameras]
         carried = [self.refine(r.camera, 0, 6, r.exposure) for r in _leading(tried, 2.0, 5)]
         carried = [self.refine(r.camera, 1, 5, r.exposure) for r in _leading(carried, 1.6, 4)]
         carried.sort(key=_cost)
-        agreement = sum(_angle_deg(r.camera, carried[0].camera) < SAME_DEG for r in carried) / len(carried)
-        losers = [r for r in carried if _angle_deg(r.camera, carried[0].camera) >= OTHER_DEG]
+        agreed = sum(_angle_deg(r.camera, carried[0].camera) < SAME_DEG for r in carried) / len(carried)
         finalists = [self.refine(r.camera, 1, 0, r.exposure) for r in _leading(carried, 1.4, 3)]
         finalists = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(finalists, 1.2, 3)]
         finalists.sort(key=_cost)
@@ -228,12 +224,7 @@ class _Search:
             and _angle_deg(r.camera, finalists[0].camera) >= OTHER_DEG
         ]
         best = self.refine(finalists[0].camera, 3, 0, finalists[0].exposure, last_round=True)
-        losers = [
-            r
-            for r in losers
-            if all(_angle_deg(r.camera, other.camera) >= OTHER_DEG for other in [best, *alike])
-        ]
-        return best, agreement, losers, alike
+        return best, agreed, alike
 
 
 def agreement(
@@ -274,19 +265,11 @@ class _Judge:
         self.reference, self.levels, self.limits = reference, levels, limits
         self.rgb, self.alpha, self.background = rgb, alpha, background
 
-    def agreeing(self, result: Refined, *, small: bool = False) -> tuple[float, float]:
-        """Inliers and overlap of a refined camera; `small`: at its own size with the splats of that size."""
-        height, width = self.alpha.shape
-        camera = result.camera if small else result.camera.resized(width, height)
-        size = max(camera.width, camera.height)
+    def agreeing(self, camera: Camera, exposure: Exposure) -> tuple[float, float]:
+        """Inliers and overlap at the photo's size."""
+        reference = self.reference
         return agreement(
-            self.levels.at(size) if small else self.reference.gaussians,
-            camera,
-            result.exposure,
-            resize(self.rgb, camera.width, camera.height) if small else self.rgb,
-            _resize_plane(self.alpha, camera.width, camera.height) if small else self.alpha,
-            self.background,
-            self.reference.options,
+            reference.gaussians, camera, exposure, self.rgb, self.alpha, self.background, reference.options
         )
 
     def in_frame(self, camera: Camera) -> float:
@@ -303,8 +286,7 @@ class _Judge:
     def judged(
         self,
         best: Refined,
-        agreement: float,
-        losers: list[Refined],
+        agreed: float,
         alternatives: list[Refined],
         tried: int,
         seconds: Mapping[str, float],
@@ -312,7 +294,7 @@ class _Judge:
         reference, limits = self.reference, self.limits
         height, width = self.alpha.shape
         camera = best.camera.resized(width, height)
-        inliers, overlap = self.agreeing(best)
+        inliers, overlap = self.agreeing(camera, best.exposure)
         in_frame = self.in_frame(camera)
         sigma_deg, sigma_shift, free_axis = _spread(
             best, float((camera.centre - reference.volume.centre).norm())
@@ -358,11 +340,10 @@ class _Judge:
             in_frame=in_frame,
             sigma_deg=sigma_deg,
             sigma_shift=sigma_shift,
-            agreement=agreement,
+            agreement=agreed,
             nearest_view_deg=reference.nearest_view_deg(camera),
             alternatives=tuple(r.camera.resized(width, height) for r in alternatives if not reasons),
             ambiguity=ambiguity,
-            rivals=tuple(self.agreeing(r, small=True) for r in losers),
             exposure=best.exposure,
             hypotheses=tried,
             seconds=seconds,

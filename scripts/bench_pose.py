@@ -49,6 +49,7 @@ ROWS = (
     "sides",
     "roll",
     "zoom",
+    "lens",
     "distance",
     "shift",
     "exposure",
@@ -95,6 +96,7 @@ class Case:
     path: Path
     lens: Camera | None  # another lens than the reference's
     truth: Tensor | None  # world_to_cam; None: there is no right answer
+    focal: float | None = None  # the true focal length in px, where it is to be found along
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,12 @@ class Outcome:
     inliers: float
     overlap: float
     in_frame: float
-    sigma_deg: float
+    sigma_deg: float | None
     seconds: float
     turn_deg: float | None
     shift_percent: float | None
     reason: str
+    focal_percent: float | None = None
 
     @property
     def located(self) -> bool:
@@ -184,9 +187,12 @@ class Bench:
             if case.lens is None
             else load_query_image(case.path, longest_px=loaded.reference.size_px, camera=case.lens)
         )
+        inspector.config = replace(inspector.config, focal=case.focal is not None)
         inspection = inspector.inspect_image(case.name, image)
         located = inspection.located
-        turn = shift = None
+        turn = shift = focal = None
+        if located is not None and case.focal is not None:
+            focal = 100.0 * abs(located.camera.fl_x / case.focal - 1.0)
         if located is not None and case.truth is not None:
             found, truth = located.camera.world_to_cam.double(), case.truth.double()
             turn = float(rotation_error_deg(found, truth))
@@ -199,9 +205,9 @@ class Bench:
             0.0 if located is None else located.inliers,
             0.0 if located is None else located.overlap,
             0.0 if located is None else located.in_frame,
-            math.inf if located is None else located.sigma_deg,
+            None if located is None or not math.isfinite(located.sigma_deg) else located.sigma_deg,
             seconds.get("coarse pose", 0.0) + seconds.get("fine pose", 0.0),
-            turn, shift, inspection.verdict.reasons[0],
+            turn, shift, inspection.verdict.reasons[0], focal,
         )  # fmt: skip
         self.outcomes.append(outcome)
         return outcome
@@ -267,6 +273,22 @@ def zoom(rgb: Tensor, camera: Camera, rng: np.random.Generator) -> tuple[Tensor,
     factor = 1.0 / float(rng.uniform(0.7, 1.4))
     target = replace(camera, fl_x=camera.fl_x * factor, fl_y=camera.fl_y * factor)
     return warped(rgb, camera, target), target
+
+
+def unknown_lens(bench: Bench) -> None:
+    """Zoomed by 1/1.3 to 1.3 while the reference's lens is given, the focal length to be found along."""
+    inspector = bench.inspector("mad_car")
+    for name, path, truth in bench.photos("mad_car"):
+        rng = np.random.default_rng(zlib.crc32(f"lens {name}".encode()))
+        image = inspector.read(path)
+        assert image.camera is not None
+        camera = image.camera.moved(truth.float())
+        factor = math.exp(rng.uniform(-math.log(1.3), math.log(1.3)))
+        target = replace(camera, fl_x=camera.fl_x * factor, fl_y=camera.fl_y * factor)
+        rgb = warped(over_background(image, torch.ones(3)), camera, target)
+        bench.try_case(
+            "lens", "mad_car", Case(name, bench.write("lens", name, rgb), None, truth.float(), target.fl_x)
+        )
 
 
 def shifted(rgb: Tensor, camera: Camera, rng: np.random.Generator) -> tuple[Tensor, Camera]:
@@ -463,6 +485,7 @@ def main() -> None:
         "sides": lambda: sides(bench),
         "roll": lambda: bench.changed("roll", "mad_car", roll),
         "zoom": lambda: bench.changed("zoom", "mad_car", zoom),
+        "lens": lambda: unknown_lens(bench),
         "distance": lambda: distance(bench),
         "shift": lambda: bench.changed("shift", "mad_car", shifted),
         "exposure": lambda: bench.changed("exposure", "mad_car", exposure),
@@ -479,7 +502,13 @@ def main() -> None:
         mine = [o for o in bench.outcomes if o.row == row]
         for reference in dict.fromkeys(o.reference for o in mine):
             table.add_row(row, reference, *summary([o for o in mine if o.reference == reference]))
-        console.print(f"{row}: {len(mine)} photos", highlight=False)
+        focal = [o.focal_percent for o in mine if o.focal_percent is not None]
+        found = (
+            f"; focal length off by {statistics.median(focal):.2f} %, at most {max(focal):.2f} %"
+            if focal
+            else ""
+        )
+        console.print(f"{row}: {len(mine)} photos{found}", highlight=False)
     console.print(table)
     compared: list[dict[str, object]] = []
     if "speed" in options.rows:
