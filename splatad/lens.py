@@ -16,7 +16,7 @@ from prepare.undistort import Distortion
 from recon.reference import Reference
 
 LensMode = Literal["auto", "reference", "exif", "free"]
-EXIF_DIFFERS = 0.10  # share of the focal length: calibrated phone lenses differ from EXIF by some percent, another lens by far more
+EXIF_DIFFERS = 0.10  # share of the focal length: calibration and EXIF differ by some percent, another lens by far more
 SHAPE_TOLERANCE = 0.02  # of the aspect ratio
 
 
