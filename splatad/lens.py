@@ -16,7 +16,8 @@ from prepare.undistort import Distortion
 from recon.reference import Reference
 
 LensMode = Literal["auto", "reference", "exif", "free"]
-EXIF_DIFFERS = 0.10  # share of the focal length: calibration and EXIF differ by some percent, another lens by far more
+# Share of the focal length: a calibrated lens and its EXIF differ by some percent, another lens by far more.
+EXIF_DIFFERS = 0.10
 SHAPE_TOLERANCE = 0.02  # of the aspect ratio
 
 
