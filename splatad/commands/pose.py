@@ -174,7 +174,9 @@ def _write_scene(folder: Path, believed, loaded) -> None:
     for place, (path, posed) in believed.items():
         file_path = writer.place(path.resolve(), PurePosixPath("images") / (place + path.suffix))
         camera = posed.located.camera.resized(*image_size(path))
-        writer.frames.append(nerfstudio_frame(camera, loaded.reference.distortion, file_path))
+        writer.frames.append(
+            nerfstudio_frame(camera, posed.lens.distortion if posed.lens else None, file_path)
+        )
     lens = [key for key in writer.frames[0] if key not in ("file_path", "transform_matrix")]
     writer.finish(share_intrinsics(writer.frames, lens))
 

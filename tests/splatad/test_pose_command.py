@@ -15,6 +15,7 @@ from prepare.image import read_image, write_image
 from prepare.scene import load_scene
 from prepare.undistort import Distortion
 from splatad import cli
+from splatad.lens import QueryLens
 from splatad.pictures import CIRCLE_COLOUR, VERDICT_COLOURS
 from splatad.pose_output import (
     NO_CAMERA,
@@ -182,14 +183,14 @@ def test_several_photos_of_which_none_can_be_read_are_bad_input(toy, tmp_path, c
 
 
 def test_the_recipe_splatpose_drives_its_own_refinement(toy, photos, tmp_path, monkeypatch):
-    from splatad import pose_output
+    from splatad import inspector
 
     used = []
 
     def noted(*arguments, config, **keywords):
         used.append(config.refine)
 
-    monkeypatch.setattr(pose_output, "locate", noted)
+    monkeypatch.setattr(inspector, "locate", noted)
     for number, flags in enumerate(([], ["--refine", "adam"], ["--recipe", "splatpose"])):
         run_on(toy, photos / "a" / "part.png", tmp_path / str(number), *flags)
     assert used == ["levenberg", "adam", "splatpose"]
@@ -223,11 +224,15 @@ def test_the_pose_document_is_plain_json_with_the_numbers_of_the_located_camera(
 def test_a_bent_lens_stands_in_camera_json_and_in_the_frame(located, toy):
     bent = Distortion(k1=-0.1, p2=0.001)
     loaded = replace(toy.loaded, reference=replace(toy.reference, distortion=bent))
-    document = camera_document(located, 200, 200, loaded, "1.2.3")
+    lens = QueryLens(toy.reference.camera, False, bent, "the reference's lens")
+    document = camera_document(replace(located, lens=lens), 200, 200, loaded, "1.2.3")
     frame = nerfstudio_frame(located.located.camera, bent, "images/x.png")
     for written in (document, frame):
         assert (written["camera_model"], written["k1"], written["p2"]) == ("OPENCV", -0.1, 0.001)
     assert document["splatad"] == "1.2.3"
+    assert document["lens"] == "the reference's lens"
+    straight = replace(lens, distortion=None)  # a photo through another lens than the bent one
+    assert "k1" not in camera_document(replace(located, lens=straight), 200, 200, loaded, "1.2.3")
     assert document["seconds"] == {"fine pose": 0.25}
     assert "k1" not in nerfstudio_frame(located.located.camera, None, "images/x.png")
 
