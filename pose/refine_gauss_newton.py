@@ -25,19 +25,14 @@ from recon.rasterize import RasterOptions
 
 Vector = NDArray[np.float64]
 
-STRETCH, MOST_STRETCH, ALIGNED = (
-    1.6,
-    6.0,
-    0.8,
-)  # growth of aligned steps, its limit, and the cosine that counts as aligned
+# Growth of aligned steps, its limit, and the cosine that counts as aligned.
+STRETCH, MOST_STRETCH, ALIGNED = 1.6, 6.0, 0.8
 MOST_TURN_RAD = 0.35  # of one step: a linearisation is not good for more than some 20 degrees
 STALE_PX = 0.7  # motion of the part's image up to which a Jacobian is used again
 NO_BETTER = 3.0  # times the motion that ends a level: a step that small which does not help ends it too
 LEAST_GAIN, MOST_GAIN, MOST_BIAS = 0.5, 2.0, 0.1  # of the exposure solved along
-GAIN_PRIOR, BIAS_PRIOR = (
-    2e-3,
-    2e-2,
-)  # pull to 1 and 0, shares of the part's pixels: else a wrong view turns all grey
+# Pull to 1 and 0, as shares of the part's pixels: without it a wrong view is "explained" by a flat grey.
+GAIN_PRIOR, BIAS_PRIOR = 2e-3, 2e-2
 
 
 @dataclass(frozen=True)

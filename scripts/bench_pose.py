@@ -1,7 +1,6 @@
 """Finds the camera of real photos under everything that makes it hard, and tells how often, how exactly, how fast.
 
-    .venv/bin/python scripts/bench_pose.py [--rows plain sides roll zoom distance shift exposure cover wrong cut speed lego]
-                                           [--every 3] [--json OUT.json]
+    .venv/bin/python scripts/bench_pose.py [--rows plain roll exposure wrong speed ...] [--every 3] [--json OUT.json]
 
 Fits its own references (default preset) into --work unless they are there. Photos of `mad_car` and `nerf_lego` come from
 --data, a truck and a pump from our generator. Changed photos are written as 8-bit files and read as a user's are; what a
