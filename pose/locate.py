@@ -12,15 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pose.coarse import coarse_cameras
+from pose.coarse import Hypothesis, coarse_cameras
 from pose.index import RENDER_PX, PoseIndex
 from pose.keypoints import extractor
 from pose.landmarks import LANDMARK_PX, Landmarks
 from pose.matching import match, pnp_cameras
-from pose.pyramid import LEVELS_PX, PhotoLevel, SplatLevels, photo_pyramid
+from pose.pyramid import PhotoLevel, SplatLevels, photo_pyramid
 from pose.refine_adam import SPLATPOSE, AdamConfig, refine_adam
-from pose.refine_gauss_newton import LevenbergConfig, Refined, refine_levenberg
+from pose.refine_gauss_newton import LevenbergConfig, Refined, exposure_prior, refine_levenberg
 from pose.residual import Exposure
+from pose.se3 import turn_deg
 from prepare.camera import Camera, fit_within
 from prepare.image import resize
 from recon.gaussians import Gaussians
@@ -30,9 +31,8 @@ from recon.reference import Reference
 INLIER_NORM = 0.15  # residual norm over rgb up to which a pixel agrees
 SAME_DEG = 1.0  # refined hypotheses nearer than this are the same camera
 OTHER_DEG = 5.0  # cameras further apart than this are different answers
-AMBIGUOUS = (
-    1.15  # a different camera whose cost is within this factor of the best's explains the photo as well
-)
+# A different camera whose cost is within this factor of the best's explains the photo as well.
+AMBIGUOUS = 1.15
 LEAST_COST = 1e-5  # mean robust loss a pixel below which differences mean nothing
 UNSETTLED_COST = 2e-4  # likewise before a camera has settled
 CERTAIN = 0.99  # belief that the worst good photo held out gets by each measure (`calibrate_belief`)
@@ -40,7 +40,7 @@ CERTAIN = 0.99  # belief that the worst good photo held out gets by each measure
 
 @dataclass(frozen=True)
 class LocateConfig:
-    """How the camera is sought."""
+    """How the camera is sought; what is solved along with it stands in `levenberg`."""
 
     hypotheses: int = 12
     """Rough cameras tried at the coarsest size."""
@@ -48,10 +48,6 @@ class LocateConfig:
     """The second-order refinement."""
     refine: Literal["levenberg", "adam", "splatpose"] = "levenberg"
     """levenberg; or, to compare with, Adam at full size from the best rough camera: ours, or SplatPose's recipe."""
-    exposure: bool = True
-    """Solve for the photo's exposure and white balance along with the camera."""
-    focal: bool = False
-    """Solve for the focal length along with the camera: for a lens that is not known."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +72,7 @@ class Located:
 
     camera: Camera  # at the photo's fitted size
     believed: bool  # belief of at least one half
-    belief: (
-        float  # how likely this is the camera, in [0, 1]: the least of what the measures below say one by one
-    )
+    belief: float  # how likely this is the camera, in [0, 1]: the least of what the measures below say
     reasons: tuple[str, ...]  # why not believed, in plain words; empty where believed
     inliers: float  # share of the part's pixels whose colour agrees, in [0, 1]
     overlap: float  # silhouettes' intersection over union, in [0, 1]
@@ -125,27 +119,13 @@ def locate(
     config, limits = config or LocateConfig(), limits or BeliefLimits()
     background = reference.background if background is None else background
     started = time.perf_counter()
-    height, width = alpha.shape
-    if float((alpha > 0.5).float().mean()) < limits.least_part_share:
-        return None
-    small_width, small_height = fit_within(width, height, RENDER_PX)
-    small_rgb, small_alpha = (
-        resize(rgb, small_width, small_height),
-        _resize_plane(alpha, small_width, small_height),
-    )
-    hypotheses = coarse_cameras(
-        index,
-        difference_from_background(small_rgb, small_alpha, background),
-        small_alpha,
-        lens.resized(small_width, small_height),
-        most=config.hypotheses,
-    )
+    hypotheses = rough_cameras(index, rgb, alpha, lens, background, limits, config.hypotheses)
     if not hypotheses:
         return None
     cameras = [hypothesis.camera for hypothesis in hypotheses]
     if landmarks is not None:
         cameras = _matched_cameras(landmarks, rgb, alpha, lens) + cameras
-    pyramid = photo_pyramid(rgb, LEVELS_PX if max(width, height) > 200 else LEVELS_PX[:3])
+    pyramid = photo_pyramid(rgb)
     after_coarse = time.perf_counter()
     judge = _Judge(reference, levels, rgb, alpha, background, limits)
     if config.refine == "levenberg":
@@ -162,6 +142,25 @@ def locate(
         best, agreed, alternatives, len(cameras) if config.refine == "levenberg" else 1,
         {"coarse pose": after_coarse - started, "fine pose": after_fine - after_coarse},
     )  # fmt: skip
+
+
+def rough_cameras(
+    index: PoseIndex,
+    rgb: Float[Tensor, "height width rgb=3"],
+    alpha: Float[Tensor, "height width"],
+    lens: Camera,
+    background: Float[Tensor, "rgb=3"],
+    limits: BeliefLimits,
+    most: int = 12,
+) -> tuple[Hypothesis, ...]:
+    """At most `most` rough cameras from the index, best first; none where the photo shows no part. See `locate`."""
+    if float((alpha > 0.5).float().mean()) < limits.least_part_share:
+        return ()
+    height, width = alpha.shape
+    width, height = fit_within(width, height, RENDER_PX)
+    small_rgb, small_alpha = resize(rgb, width, height), _resize_plane(alpha, width, height)
+    difference = difference_from_background(small_rgb, small_alpha, background)
+    return coarse_cameras(index, difference, small_alpha, lens.resized(width, height), most=most)
 
 
 def _matched_cameras(
@@ -192,7 +191,7 @@ class _Search:
     ) -> None:
         self.reference, self.levels, self.pyramid = reference, levels, pyramid
         self.background = background
-        self.config = replace(config.levenberg, exposure=config.exposure, focal=config.focal)
+        self.config = config.levenberg
 
     def refine(
         self, camera: Camera, rank: int, most: int, start: Exposure | None = None, *, last_round: bool = False
@@ -213,7 +212,9 @@ class _Search:
         carried = [self.refine(r.camera, 0, 6, r.exposure) for r in _leading(tried, 2.0, 5)]
         carried = [self.refine(r.camera, 1, 5, r.exposure) for r in _leading(carried, 1.6, 4)]
         carried.sort(key=_cost)
-        agreed = sum(_angle_deg(r.camera, carried[0].camera) < SAME_DEG for r in carried) / len(carried)
+        agreed = sum(
+            turn_deg(r.camera.world_to_cam, carried[0].camera.world_to_cam) < SAME_DEG for r in carried
+        ) / len(carried)
         finalists = [self.refine(r.camera, 1, 0, r.exposure) for r in _leading(carried, 1.4, 3)]
         finalists = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(finalists, 1.2, 3)]
         finalists.sort(key=_cost)
@@ -221,7 +222,7 @@ class _Search:
             r
             for r in finalists[1:]
             if r.cost < AMBIGUOUS * finalists[0].cost + LEAST_COST
-            and _angle_deg(r.camera, finalists[0].camera) >= OTHER_DEG
+            and turn_deg(r.camera.world_to_cam, finalists[0].camera.world_to_cam) >= OTHER_DEG
         ]
         best = self.refine(finalists[0].camera, 3, 0, finalists[0].exposure, last_round=True)
         return best, agreed, alike
@@ -360,7 +361,7 @@ def _spread(best: Refined, distance: float) -> tuple[float, float, Float[Tensor,
     pixels = 3 * best.camera.width * best.camera.height
     noise = max(best.normal.squared / pixels, 1e-8)
     hessian = best.normal.hessian.clone()
-    hessian.diagonal()[-6:] += 1e-3 * max(best.normal.part_weight, 1e-9)
+    hessian.diagonal()[-6:] += torch.from_numpy(exposure_prior(best.normal))
     eigenvalues = torch.linalg.eigvalsh(hessian)
     if not bool(torch.isfinite(eigenvalues).all()) or float(eigenvalues[0]) <= 0:
         return math.inf, math.inf, None
@@ -396,16 +397,13 @@ def _distinct(sorted_results: list[Refined], most: int) -> list[Refined]:
     """The first `most` cameras no two of which are the same."""
     chosen: list[Refined] = []
     for result in sorted_results:
-        if all(_angle_deg(result.camera, other.camera) > 2 * SAME_DEG for other in chosen):
+        if all(
+            turn_deg(result.camera.world_to_cam, other.camera.world_to_cam) > 2 * SAME_DEG for other in chosen
+        ):
             chosen.append(result)
         if len(chosen) >= most:
             break
     return chosen
-
-
-def _angle_deg(a: Camera, b: Camera) -> float:
-    relative = a.world_to_cam[:3, :3].double() @ b.world_to_cam[:3, :3].double().T
-    return math.degrees(math.acos(max(-1.0, min(1.0, (float(relative.trace()) - 1.0) / 2.0))))
 
 
 def _resize_plane(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pose.keypoints import Keypoints, kornia_class, load_network, one_thread
 from pose.landmarks import Landmarks
+from pose.se3 import turn_deg
 from prepare.camera import Camera
 from prepare.errors import MissingPartError, UsageError
 
@@ -329,7 +330,6 @@ def _places(photo: Keypoints, rows: Int[Tensor, " m"]) -> int:
 
 
 def _same(a: Camera, b: Camera, centre: Float[Tensor, "xyz=3"]) -> bool:
-    relative = a.world_to_cam[:3, :3].double() @ b.world_to_cam[:3, :3].double().T
-    turn = math.degrees(math.acos(max(-1.0, min(1.0, (float(relative.trace()) - 1.0) / 2.0))))
     distance = float((b.centre - centre).norm())
+    turn = turn_deg(a.world_to_cam, b.world_to_cam)
     return turn < APART_DEG and float((a.centre - b.centre).norm()) < APART_SHARE * distance

@@ -88,7 +88,6 @@ def refine_levenberg(
     exposure = exposure or Exposure()
     iterations = 0
     state: NormalEquations | None = None
-    problem: _Problem | None = None
     for level in levels:
         rank = LEVELS_PX.index(level.size_px) if level.size_px in LEVELS_PX else -1
         rounds = [(Robustness(config.huber), config.iterations[rank])]
@@ -169,8 +168,7 @@ def _drive(
     if not problem.from_linearised < STALE_PX:
         problem.from_linearised = 0.0
     n, pose = problem.unknowns, problem.pose_unknowns
-    part = max(state.part_weight, 1e-9)  # as it was at first: one cost throughout
-    pull = np.array([GAIN_PRIOR * part] * 3 + [BIAS_PRIOR * part] * 3)
+    pull = exposure_prior(state)  # as it was at first: one cost throughout
 
     def cost_of(state: NormalEquations, exposure: Exposure) -> float:
         if n == pose:
@@ -226,6 +224,11 @@ def _drive(
             if damping > 1e4:
                 break
     return camera, exposure, state, used
+
+
+def exposure_prior(state: NormalEquations) -> Vector:
+    """Weights of the pull on the three gains and the three biases."""
+    return max(state.part_weight, 1e-9) * np.array([GAIN_PRIOR] * 3 + [BIAS_PRIOR] * 3)
 
 
 def _away(exposure: Exposure) -> Vector:

@@ -84,3 +84,9 @@ def stepped(
     result[:3, :3] = moved
     result[:3, 3] = turn @ (translation - pivot_cam) + pivot_cam + step[3:6]
     return torch.from_numpy(result).to(world_to_cam.dtype)
+
+
+def turn_deg(a: Float[Tensor, "4 4"], b: Float[Tensor, "4 4"]) -> float:
+    """Geodesic angle between the rotations of two rigid transforms, degrees."""
+    relative = a[:3, :3].double() @ b[:3, :3].double().T
+    return math.degrees(math.acos(max(-1.0, min(1.0, (float(relative.trace()) - 1.0) / 2.0))))

@@ -37,7 +37,9 @@ from prepare.generate.objects import make_object
 from prepare.generate.raycast import light, photograph
 from prepare.image import read_image, write_image
 from prepare.scene import load_query_image, load_scene
+from splatad.commands.evaluate_pose import choose_photos
 from splatad.inspector import Inspector, over_background
+from splatad.lens import QueryLens
 from splatad.reference_dir import choose_device
 from splatad.threads import leave_cores_to_the_kernel
 
@@ -171,12 +173,8 @@ class Bench:
     def photos(self, name: str) -> list[tuple[str, Path, Tensor]]:
         """Photos that were not fitted, with their cameras: test photos, else the views held out."""
         reference = self.inspector(name).loaded.reference
-        scene = load_scene(Path(reference.scene))
-        posed = [(q.name, q.image_path, q.world_to_cam) for q in scene.queries if q.world_to_cam is not None]
-        if not posed:
-            kept = {view.name for view in reference.views if view.held_out}
-            posed = [(v.name, v.image_path, v.camera.world_to_cam) for v in scene.views if v.name in kept]
-        return posed[:: self.options.every]
+        _, photos = choose_photos(load_scene(Path(reference.scene)), reference, "auto")
+        return [(photo.name, photo.path, photo.world_to_cam) for photo in photos[:: self.options.every]]
 
     def try_case(self, row: str, reference: str, case: Case) -> Outcome:
         inspector = self.inspector(reference)
@@ -186,8 +184,11 @@ class Bench:
             if case.lens is None
             else load_query_image(case.path, longest_px=loaded.reference.size_px, camera=case.lens)
         )
-        inspector.config = replace(inspector.config, focal=case.focal is not None)
-        inspection = inspector.inspect_image(case.name, image)
+        lens = None
+        if case.focal is not None:
+            assert image.camera is not None
+            lens = QueryLens(image.camera, True, None, "a guess")
+        inspection = inspector.inspect_image(case.name, image, lens=lens)
         located = inspection.located
         turn = shift = focal = None
         if located is not None and case.focal is not None:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from detect.verdict import Verdict
-from pose.coarse import Hypothesis, coarse_cameras
-from pose.index import RENDER_PX
-from pose.locate import BeliefLimits, Located, agreement, difference_from_background
+from pose.coarse import Hypothesis
+from pose.locate import BeliefLimits, Located, agreement, rough_cameras
 from pose.pyramid import PhotoLevel, photo_pyramid
 from pose.refine_gauss_newton import Refined, refine_levenberg
 from pose.residual import Exposure
-from prepare.camera import Camera, fit_within
+from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.image import resize
 from prepare.scene import ViewImage
@@ -29,9 +28,8 @@ from splatad.lens import QueryLens
 SMALL_PX = (50, 100)  # sizes at which references are compared
 COMPARED = 4  # references compared at first, by the similarity of their rough views
 REFINED_VIEWS = 4  # rough views of each that are refined at first
-CLEAR = (
-    0.85  # small evidence at which a reference is the right one as good as surely; below, all are compared
-)
+# small evidence at which a reference is the right one as good as surely; below, all are compared
+CLEAR = 0.85
 CLOSE = 0.8  # share of the best small evidence from which on a reference is located in full too
 PLAUSIBLE = 0.5  # least small evidence for that; the best reference is always located
 MOST_LOCATED = 3  # references located in full at most
@@ -127,7 +125,7 @@ class Identifier:
         """References with their evidence at SMALL_PX, best first: the most similar ones, or all where none is clear."""
 
         def evidence(name: str, views: slice) -> float:
-            return _small_evidence(self.inspectors[name], photos[name][0], similar[name][views])
+            return _small_evidence(self.inspectors[name], *photos[name], similar[name][views])
 
         def in_order() -> list[Candidate]:
             return sorted((Candidate(name, value, False) for name, value in values.items()), key=_order)
@@ -174,19 +172,20 @@ def _rough_views(inspector: Inspector, image: ViewImage, lens: QueryLens) -> tup
     """The reference's rough cameras for the photo, best first; none where the photo shows no part."""
     loaded = inspector.loaded
     background = loaded.reference.background
-    if float((image.alpha > 0.5).float().mean()) < loaded.calibration.belief.least_part_share:
-        return ()
     height, width = image.alpha.shape
-    w, h = fit_within(width, height, RENDER_PX)
-    rgb, alpha = (
-        resize(over_background(image, background), w, h),
-        resize(image.alpha[..., None], w, h)[..., 0],
+    return rough_cameras(
+        loaded.index,
+        over_background(image, background),
+        image.alpha,
+        lens.camera.resized(width, height),
+        background,
+        loaded.calibration.belief,
     )
-    difference = difference_from_background(rgb, alpha, background)
-    return coarse_cameras(loaded.index, difference, alpha, lens.camera.resized(w, h))
 
 
-def _small_evidence(inspector: Inspector, image: ViewImage, views: tuple[Hypothesis, ...]) -> float:
+def _small_evidence(
+    inspector: Inspector, image: ViewImage, lens: QueryLens, views: tuple[Hypothesis, ...]
+) -> float:
     """The reference's evidence by the photo at SMALL_PX, from the best of `views`; 0 without any."""
     if not views:
         return 0.0
@@ -194,6 +193,7 @@ def _small_evidence(inspector: Inspector, image: ViewImage, views: tuple[Hypothe
     reference = loaded.reference
     photo = over_background(image, reference.background)
     pyramid = photo_pyramid(photo, SMALL_PX)
+    levenberg = inspector.config_for(lens).levenberg
 
     def refined(camera: Camera, level: PhotoLevel, exposure: Exposure | None) -> Refined:
         return refine_levenberg(
@@ -203,7 +203,7 @@ def _small_evidence(inspector: Inspector, image: ViewImage, views: tuple[Hypothe
             reference.background,
             reference.volume.centre,
             reference.options,
-            inspector.config.levenberg,
+            levenberg,
             last_round=False,
             exposure=exposure,
         )

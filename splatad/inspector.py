@@ -103,6 +103,12 @@ class Inspector:
         """
         return self.judge(name, image, self.locate(image, lens), seconds, lens)
 
+    def config_for(self, lens: QueryLens | None) -> LocateConfig:
+        """How to seek the camera of a photo through `lens`: its focal length is solved along where it is a guess."""
+        if lens is None or not lens.fit_focal:
+            return self.config
+        return replace(self.config, levenberg=replace(self.config.levenberg, focal=True))
+
     def locate(self, image: ViewImage, lens: QueryLens | None = None) -> Located | None:
         """The camera of `image`, None where it shows no part."""
         assert image.camera is not None
@@ -116,7 +122,7 @@ class Inspector:
             image.alpha,
             image.camera,
             background=reference.background,
-            config=replace(self.config, focal=self.config.focal or (lens is not None and lens.fit_focal)),
+            config=self.config_for(lens),
             limits=loaded.calibration.belief,
             landmarks=loaded.landmarks,
         )

@@ -120,9 +120,8 @@ def camera_picture(posed: PosedPhoto) -> Float[Tensor, "height width rgb=3"]:
     panels, captions = [photo], [posed.name[-60:]]
     if posed.located is not None and posed.render is not None:
         rgb, alpha = posed.render.rgb.cpu().clamp(0, 1), posed.render.alpha.cpu()
-        exposure = posed.located.exposure
-        exposed = rgb * rgb.new_tensor(exposure.gain) + rgb.new_tensor(exposure.bias)
-        lit = (rgb + alpha[..., None] * (exposed - rgb)).clamp(0, 1)  # the part alone, not what is behind it
+        exposed = posed.located.exposure.applied(rgb)
+        lit = rgb + alpha[..., None] * (exposed - rgb)  # the part alone, not what is behind it
         panels = [draw_contour(photo, alpha > 0.5, CIRCLE_COLOUR), rgb, checkerboard(photo, lit)]
         captions = [
             f"{posed.name[-40:]}, outlined",

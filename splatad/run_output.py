@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,10 +32,12 @@ def map_range(loaded: LoadedReference) -> tuple[float, float]:
     return threshold / 3, threshold * 2
 
 
-def write_photo(folder: Path, inspection: Inspection, loaded: LoadedReference) -> None:
-    """`overlay.png`, then `verdict.json`, into `folder`."""
+def write_photo(
+    folder: Path, inspection: Inspection, loaded: LoadedReference, document: dict[str, Any] | None = None
+) -> None:
+    """`overlay.png`, then `verdict.json` (of `document`, if given), into `folder`."""
     write_bytes(folder / "overlay.png", to_bytes(overlay_picture(inspection, loaded), "PNG"))
-    write_json(folder / "verdict.json", verdict_document(inspection, loaded, splatad.__version__))
+    write_json(folder / "verdict.json", document or verdict_document(inspection, loaded, splatad.__version__))
 
 
 def overlay_picture(inspection: Inspection, loaded: LoadedReference) -> Float[Tensor, "height width rgb=3"]:
@@ -120,6 +123,23 @@ def photo_names(paths: Sequence[Path]) -> list[str]:
     resolved = [path.resolve() for path in paths]
     common = Path(*_common_parts([path.parent.parts for path in resolved]))
     return [path.relative_to(common).as_posix() for path in resolved]
+
+
+def output_folders(names: Sequence[str]) -> list[str]:
+    """A folder name for each photo's outputs, no two alike: the second of a name gets "-2".
+
+    Upper and lower case count as the same: a file system may take A and a for one.
+    """
+    taken: set[str] = set()
+    places = []
+    for name in names:
+        place = base = folder_name(name)
+        number = 2
+        while place.casefold() in taken:
+            place, number = f"{base}-{number}", number + 1
+        taken.add(place.casefold())
+        places.append(place)
+    return places
 
 
 def folder_name(name: str) -> str:

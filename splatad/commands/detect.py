@@ -62,15 +62,13 @@ def run(config: Detect) -> int:
     from collections.abc import Iterator
     from dataclasses import replace
 
-    from prepare.atomic_write import write_bytes, write_json
     from prepare.errors import InputError, UsageError
     from prepare.image import list_images
     from splatad.identify import Identified, Identifier
     from splatad.inspector import Inspector
-    from splatad.pictures import to_bytes
     from splatad.reference_dir import choose_device, find_reference
     from splatad.report import write_report
-    from splatad.run_output import folder_name, overlay_picture, photo_names, verdict_row, write_table
+    from splatad.run_output import output_folders, photo_names, verdict_row, write_photo, write_table
     from splatad.terminal import Terminal
     from splatad.threads import leave_cores_to_the_kernel
     from splatad.workspace import open_workspace
@@ -95,9 +93,9 @@ def run(config: Detect) -> int:
     what = f"{len(inspectors)}-references" if several else only.loaded.reference.name
     out = config.out or workspace.runs / f"{_now()}-{what}"
     terminal = Terminal()
+    names_shown = photo_names(paths)
     failures: list[str] = []
     rows: list[dict[str, object]] = []
-    taken: set[str] = set()
 
     def identified(path: Path) -> Identified:
         if several:
@@ -105,10 +103,10 @@ def run(config: Detect) -> int:
         name = only.loaded.reference.name
         return Identified(name, name, only.inspect(path), ())
 
-    def results() -> Iterator[Identified]:
-        """Each readable photo's result; the first photo of all must be readable or there is nothing to do."""
+    def results() -> Iterator[tuple[str, Identified]]:
+        """Each readable photo's folder and result; the first photo of all must be readable or there is nothing to do."""
         with terminal.bar("inspecting photos", len(paths)) as bar:
-            for path, name in zip(paths, photo_names(paths), strict=True):
+            for path, name, place in zip(paths, names_shown, output_folders(names_shown), strict=True):
                 try:
                     result = identified(path)
                 except InputError as error:
@@ -118,19 +116,13 @@ def run(config: Detect) -> int:
                     bar.advance()
                     continue
                 bar.advance()
-                yield replace(result, inspection=replace(result.inspection, name=name))
+                yield place, replace(result, inspection=replace(result.inspection, name=name))
 
     def shown() -> Iterator[ReportPhoto]:
-        for result in results():
+        for place, result in results():
             inspection = result.inspection
-            place = base = folder_name(inspection.name)
-            number = 2
-            while place.casefold() in taken:  # a file system may take A and a for the same
-                place, number = f"{base}-{number}", number + 1
-            taken.add(place.casefold())
             loaded = inspectors[result.nearest].loaded if several and result.nearest else only.loaded
-            write_bytes(out / place / "overlay.png", to_bytes(overlay_picture(inspection, loaded), "PNG"))
-            write_json(out / place / "verdict.json", _document(result, inspectors))
+            write_photo(out / place, inspection, loaded, _document(result, inspectors))
             row = verdict_row(inspection)
             known = {} if result.name is not None else {"score": ""}
             rows.append({"photo": row["photo"], "reference": result.name or ""} | row | known)

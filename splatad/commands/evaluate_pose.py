@@ -222,7 +222,7 @@ def _from_a_start(inspector: Inspector, photo: Photo, image: ViewImage, start: i
     import torch
 
     from detect.pose_metrics import PoseResult, perturbed_start
-    from pose.pyramid import LEVELS_PX, photo_pyramid
+    from pose.pyramid import photo_pyramid
     from pose.refine_adam import SPLATPOSE, AdamConfig, refine_adam
     from pose.refine_gauss_newton import refine_levenberg
     from splatad.inspector import over_background
@@ -237,7 +237,7 @@ def _from_a_start(inspector: Inspector, photo: Photo, image: ViewImage, start: i
     camera = image.camera.moved(matrix.to(torch.float32))
     began = time.perf_counter()
     rgb = over_background(image, background)
-    pyramid = photo_pyramid(rgb, LEVELS_PX if max(rgb.shape[:2]) > 200 else LEVELS_PX[:3])
+    pyramid = photo_pyramid(rgb)
     shared = (camera, background, pivot, reference.options)
     if config.refine == "levenberg":
         refined = refine_levenberg(loaded.levels, pyramid, *shared, config.levenberg)

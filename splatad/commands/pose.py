@@ -58,7 +58,7 @@ def run(config: Pose) -> int:
     from splatad.pictures import to_bytes
     from splatad.pose_output import PosedPhoto, camera_document, camera_picture, camera_row
     from splatad.reference_dir import choose_device, find_reference, load_whole_reference
-    from splatad.run_output import photo_names, write_table
+    from splatad.run_output import output_folders, photo_names, write_table
     from splatad.terminal import Terminal
     from splatad.threads import leave_cores_to_the_kernel
     from splatad.workspace import open_workspace
@@ -82,7 +82,7 @@ def run(config: Pose) -> int:
     believed: dict[str, tuple[Path, PosedPhoto]] = {}
 
     with terminal.bar("finding cameras", len(paths)) as bar:
-        for path, name, place in zip(paths, names, _output_folders(names), strict=True):
+        for path, name, place in zip(paths, names, output_folders(names), strict=True):
             try:
                 posed = _posed(inspector, path, name)
             except InputError as error:
@@ -143,20 +143,6 @@ def _posed(inspector, path: Path, name: str):
     with torch.no_grad():
         render = rasterize(gaussians, camera, background, options=reference.options)
     return PosedPhoto(name, photo, located, render, located.reasons, seconds | dict(located.seconds), lens)
-
-
-def _output_folders(names: list[str]) -> list[str]:
-    """A folder name for each photo's outputs, no two alike: the second of a name gets "-2"."""
-    from splatad.run_output import folder_name
-
-    taken: dict[str, str] = {}
-    for name in names:
-        place = base = folder_name(name)
-        number = 2
-        while place in taken:
-            place, number = f"{base}-{number}", number + 1
-        taken[place] = name
-    return list(taken)
 
 
 def _write_scene(folder: Path, believed, loaded) -> None:

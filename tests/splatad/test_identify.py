@@ -7,6 +7,7 @@ import torch
 
 from prepare.errors import InputError
 from prepare.image import write_image
+from prepare.scene import ViewImage
 from splatad.identify import Identifier
 from splatad.inspector import Inspector
 from splatad.reference_dir import finish_reference
@@ -191,3 +192,27 @@ def test_a_photo_is_decoded_once_for_references_that_want_the_same_of_it(loaded,
     monkeypatch.setattr(Inspector, "read", counted)
     identifier(loaded, "toy", "other", "black").identify(folder / "blank.png")
     assert len(read) == 1
+
+
+def test_a_guessed_focal_length_is_refined_when_references_are_compared_too(toy, monkeypatch):
+    import splatad.identify as module
+    from splatad.lens import QueryLens
+
+    used = []
+    refine = module.refine_levenberg
+
+    def noted(*arguments, **named):
+        used.append(arguments[6].focal)
+        return refine(*arguments, **named)
+
+    monkeypatch.setattr(module, "refine_levenberg", noted)
+    photo = toy.photo(toy.cameras(3, seed=51)[0], noise_seed=1)
+    image = ViewImage(photo.rgb, photo.alpha, torch.ones(3), photo.alpha > 0.5, photo.camera)
+    inspector = Inspector(toy.loaded)
+    for guessed in (False, True):
+        lens = QueryLens(photo.camera, guessed, None, "a test")
+        views = module._rough_views(inspector, image, lens)[:1]
+        assert module._small_evidence(inspector, image, lens, views) > 0.5
+        assert set(used) == {guessed}
+        assert inspector.config_for(lens).levenberg.focal == guessed
+        used.clear()

@@ -123,7 +123,7 @@ def test_a_photo_of_another_shape_is_inspected_with_its_lens_to_be_found(toy, tm
     real = splatad.inspector.locate
 
     def spy(*arguments, **options):
-        asked.append((options["config"].focal, arguments[5]))
+        asked.append((options["config"].levenberg.focal, arguments[5]))
         return real(*arguments, **options)
 
     monkeypatch.setattr(splatad.inspector, "locate", spy)

@@ -14,6 +14,7 @@ from splatad.run_output import (
     folder_name,
     footer,
     map_range,
+    output_folders,
     overlay_picture,
     photo_names,
     report_photo,
@@ -128,3 +129,12 @@ def test_footer_names_machine_versions_and_the_fits_config(toy):
     assert "cores" in shown["machine"]
     assert f"torch {torch.__version__.split('+')[0]}" in shown["versions"]
     assert json.loads(shown["fit"]) == {"seed": 0}
+
+
+def test_no_two_photos_share_a_folder_whatever_the_case_of_their_names():
+    names = ["a/part.png", "A/Part.png", "a-part.jpg", "b.png"]
+    places = output_folders(names)
+    assert len({place.casefold() for place in places}) == len(names)
+    assert places[0] == folder_name(names[0])
+    assert places[1:3] == [folder_name(names[1]) + "-2", folder_name(names[2]) + "-3"]
+    assert output_folders(names) == places
