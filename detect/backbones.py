@@ -1,4 +1,4 @@
-"""Pyramids of ImageNet features behind one protocol, and SplatPose's anomaly map over them.
+"""Pyramids of learned features behind one protocol.
 
 A backbone takes RGB in [0, 1] of any size, normalises it itself, and gives one map per layer at growing strides.
 Networks are frozen, in eval mode, and run without gradients. The main job needs none of this.
@@ -11,24 +11,21 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
-from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from prepare.errors import InputError, MissingPartError
-from prepare.weights import REGISTRY, WeightsFile, find_entry, load_weights, locate
+from prepare.weights import REGISTRY, WeightsFile, find_entry, load_weights, locate, weights_folders
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Network = TypeVar("Network", bound=nn.Module)
 
-MAP_SIZE = 224  # px, both sides of SplatPose's map
-MAP_SIGMA = 4.0  # px of that map
+DINOV2 = "vit_small_patch14_dinov2"  # timm's name of the network in the registry's dinov2_vits14
+ALIASES = {"wide_resnet50": "wide_resnet50_2", "dinov2": DINOV2, "dinov2_vits14": DINOV2}
 
 
 @runtime_checkable
@@ -49,9 +46,12 @@ class Backbone(Protocol):
 def load_backbone(name: str) -> Backbone:
     """`mobilenet_v2`, `efficientnet_b4`, or any model that timm knows by that name, with weights from the registry.
 
+    `wide_resnet50` and `dinov2` are short for timm's `wide_resnet50_2` and `vit_small_patch14_dinov2`.
+
     Raises: MissingPartError where the weights or timm are not there (it says what to do); InputError where the
     weights are another network's.
     """
+    name = ALIASES.get(name, name)
     if name == "mobilenet_v2":
         # Torchvision's own weights serve as well where the converted ones are not on this machine.
         converted, original = REGISTRY["mobilenet_v2"], REGISTRY["mobilenet_v2_torchvision"]
@@ -60,6 +60,30 @@ def load_backbone(name: str) -> Backbone:
     if name == "efficientnet_b4":
         return TappedNetwork(name, load_into(EfficientNetB4(), find_entry(name)), (1, 5, 9, 21))
     return TimmBackbone(name)
+
+
+def choose_backbone(name: str) -> str:
+    """`name`, or for `auto` SplatPose's own efficientnet_b4 where its weights are on this machine, else mobilenet_v2.
+
+    Nothing is downloaded for `auto`: what a table is made with should not hang on whether a server answers.
+
+    Raises: MissingPartError where `auto` finds neither.
+    """
+    if name != "auto":
+        return ALIASES.get(name, name)
+    files = {
+        "efficientnet_b4": (REGISTRY["efficientnet_b4"],),
+        "mobilenet_v2": (REGISTRY["mobilenet_v2"], REGISTRY["mobilenet_v2_torchvision"]),
+    }
+    for backbone, entries in files.items():
+        if any(locate(entry) is not None for entry in entries):
+            return backbone
+    places = " or ".join(str(folder) for folder in weights_folders())
+    raise MissingPartError(
+        f"backbone auto: no ImageNet weights are on this machine; put {files['efficientnet_b4'][0].file} (from "
+        f"{files['efficientnet_b4'][0].url}) or {files['mobilenet_v2'][0].file} into {places}, or name the backbone "
+        "to have its weights downloaded"
+    )
 
 
 def load_into(network: Network, entry: WeightsFile) -> Network:
@@ -321,7 +345,8 @@ class EfficientNetB4(StagedNetwork):
 class TimmBackbone:
     """Any pyramid of timm by its name; torchvision's weights fit where the two share names (the ResNet family).
 
-    Weights come from the registry under the same name; for other models from a file NAME.safetensors.
+    Weights come from the registry under the same name (DINOv2's under its own); for other models from a file
+    NAME.safetensors. A vision transformer's layers all have the stride of its patches.
     """
 
     def __init__(self, name: str) -> None:
@@ -332,8 +357,11 @@ class TimmBackbone:
                 f"backbone {name}: timm is not installed; `pip install 'splatad[features]'`, "
                 "or take mobilenet_v2 or efficientnet_b4, which need no extra"
             ) from error
+        transformer = name.startswith("vit_")
+        # Without the option a transformer of timm takes pictures of its training's size only.
+        options = {"dynamic_img_size": True} if transformer else {}
         try:
-            network = timm.create_model(name, pretrained=False, features_only=True)
+            network = timm.create_model(name, pretrained=False, features_only=True, **options)
         except RuntimeError as error:
             raise InputError(
                 f"backbone {name}: timm cannot build it ({error}); see timm.list_models()"
@@ -341,8 +369,17 @@ class TimmBackbone:
         unregistered = WeightsFile(
             name, f"{name}.safetensors", "the model's own", None, None, "given by the user"
         )
-        entry = REGISTRY.get(name, unregistered)
-        absent, _ = network.load_state_dict(load_weights(entry), strict=False)  # the head's tensors stay over
+        entry = REGISTRY.get("dinov2_vits14" if name == DINOV2 else name, unregistered)
+        weights = load_weights(entry)
+        if all(key.startswith("model.") for key in network.state_dict()):
+            weights = {f"model.{key}": tensor for key, tensor in weights.items()}  # timm wraps transformers
+        try:
+            absent, _ = network.load_state_dict(weights, strict=False)  # the head's tensors stay over
+        except RuntimeError as error:
+            raise InputError(
+                f"weights {name}: {entry.file} does not fit the network ({_first_complaint(error)}); "
+                "give the weights of this timm model"
+            ) from error
         if absent:
             raise InputError(
                 f"weights {name}: {entry.file} lacks {absent[0]} and {len(absent) - 1} more; "
@@ -352,6 +389,7 @@ class TimmBackbone:
         self.network = frozen(network)
         self.channels: tuple[int, ...] = tuple(network.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(network.feature_info.reduction())
+        self.patch_px = self.strides[0] if transformer else 1
         config: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
         self.mean = tuple(config.get("mean", IMAGENET_MEAN))
         self.std = tuple(config.get("std", IMAGENET_STD))
@@ -361,36 +399,11 @@ class TimmBackbone:
     ) -> list[Float[Tensor, "channels rows columns"]]:
         """See `Backbone`."""
         batch = ((rgb - rgb.new_tensor(self.mean)) / rgb.new_tensor(self.std)).permute(2, 0, 1)[None]
+        height, width = (max(1, round(side / self.patch_px)) * self.patch_px for side in batch.shape[2:])
+        if (height, width) != tuple(batch.shape[2:]):
+            # Whole patches, so that the map's cells lie on the picture without a rest.
+            batch = F.interpolate(
+                batch, (height, width), mode="bilinear", align_corners=False, antialias=True
+            )
         with torch.no_grad():
             return [layer[0] for layer in self.network(batch)]
-
-
-# ----------------------------------------------------------------------------------------------------- SplatPose's map
-
-
-def splatpose_map(
-    query: Float[Tensor, "height width rgb=3"],
-    render: Float[Tensor, "height width rgb=3"],
-    backbone: Backbone,
-) -> Float[Tensor, "224 224"]:
-    """SplatPose's anomaly map, >= 0, before any scaling: squared differences of colour and of features, blurred.
-
-    Source: Kruse et al. 2024 (SplatPose), from PAD (Zhou et al. 2023). Values of the render outside [0, 1] are clamped
-    here; the original let them wrap round in 8 bits. Not min-max scaled over the test set: one photo, one map.
-    """
-    one, other = _shrunk(query), _shrunk(render)
-    total = (normalised(one) - normalised(other)).square().sum(dim=1)[0]
-    for of_query, of_render in zip(backbone.features(one), backbone.features(other), strict=True):
-        difference = (of_query - of_render).square().sum(dim=0)
-        total = total + F.interpolate(
-            difference[None, None], size=(MAP_SIZE, MAP_SIZE), mode="bilinear", align_corners=False
-        )[0, 0].to(total)
-    blurred = gaussian_filter(total.cpu().numpy(), sigma=MAP_SIGMA, truncate=4.0)
-    return torch.from_numpy(blurred).to(query)
-
-
-def _shrunk(rgb: Float[Tensor, "height width rgb=3"]) -> Float[Tensor, "224 224 rgb=3"]:
-    """The picture at 224 x 224 px, in 8 bits, by Pillow's bilinear filter (which averages when it shrinks)."""
-    eight_bit = (rgb.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    small = Image.fromarray(eight_bit).resize((MAP_SIZE, MAP_SIZE), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(small).copy()).to(rgb) / 255

@@ -7,6 +7,7 @@ table. Arrays may be torch or numpy; the work is done in numpy on the CPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -43,6 +44,7 @@ Masks = (
     | Integer[Tensor, "_images _height _width"]
 )
 
+AUPIMO_BOUNDS = (1e-5, 1e-4)  # false positive rates, as its authors propose
 TOUCHING = np.ones((3, 3), dtype=bool)  # 8-connected: pixels that share a corner belong to one region
 
 
@@ -64,6 +66,22 @@ class BestF1(NamedTuple):
 
     f1: float
     threshold: float
+
+
+class Ranking(NamedTuple):
+    """How well scores tell defective from good, each in [0, 1]."""
+
+    auroc: float
+    average_precision: float
+    f1: float  # the best over thresholds
+
+
+class RecallAt(NamedTuple):
+    """What is found when at most so many good samples may be called defective."""
+
+    recall: float  # share of the defective samples above the threshold, [0, 1]
+    threshold: float  # call defective what scores above it
+    false_alarms: float  # share of the good samples above it, [0, the rate asked for]
 
 
 @dataclass(frozen=True)
@@ -94,16 +112,7 @@ def roc_curve(scores: Scores, labels: Labels) -> RocCurve:
     Raises: ValueError where a score is NaN or one of the two classes is missing.
     """
     true_positives, false_positives, _ = _counts_by_threshold(scores, labels)
-    if true_positives[-1] == 0 or false_positives[-1] == 0:
-        missing = "defective" if true_positives[-1] == 0 else "good"
-        raise ValueError(
-            f"ROC: needs good and defective samples, got {true_positives[-1] + false_positives[-1]} samples"
-            f" of which none is {missing}"
-        )
-    return RocCurve(
-        fpr=np.concatenate([[0.0], false_positives / false_positives[-1]]),
-        tpr=np.concatenate([[0.0], true_positives / true_positives[-1]]),
-    )
+    return _roc_of_counts(true_positives, false_positives)
 
 
 def auroc(scores: Scores, labels: Labels) -> float:
@@ -120,10 +129,52 @@ def average_precision(scores: Scores, labels: Labels) -> float:
     Raises: ValueError where a score is NaN or no sample is defective.
     """
     true_positives, false_positives, _ = _counts_by_threshold(scores, labels)
-    _need_defects("average precision", true_positives, false_positives)
-    precision = true_positives / (true_positives + false_positives)
-    gains = np.diff(true_positives, prepend=0) / true_positives[-1]
-    return float(np.sum(gains * precision))
+    return _average_precision_of_counts(true_positives, false_positives)
+
+
+def ranking(scores: Scores, labels: Labels) -> Ranking:
+    """AUROC, average precision and best F1 for the price of one sort: for maps of many millions of pixels.
+
+    Raises: ValueError where a score is NaN or one of the two classes is missing.
+    """
+    true_positives, false_positives, _ = _counts_by_threshold(scores, labels)
+    area = _roc_of_counts(true_positives, false_positives).area
+    return Ranking(
+        area,
+        _average_precision_of_counts(true_positives, false_positives),
+        float(_f1_of_counts(true_positives, false_positives).max()),
+    )
+
+
+def threshold_for_false_alarms(good_scores: Scores, rate: float) -> float:
+    """The lowest threshold that at most the share `rate` in [0, 1] of the good samples score above.
+
+    Strictly above: samples tied with the threshold are not called defective, so that a tie among the good ones
+    cannot push the share over `rate`. It is one of the scores; -inf where all of them may be false alarms.
+
+    Raises: ValueError without scores, for a NaN, or a rate outside [0, 1].
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"false alarms: a rate from 0 to 1 is needed, got {rate}")
+    values = _array(good_scores)
+    order, _ = _descending(values)
+    allowed = math.floor(rate * values.size + 1e-9)  # 0.29 * 100 is 28.999...
+    return -math.inf if allowed >= values.size else float(values[order[allowed]])
+
+
+def recall_at_false_alarms(scores: Scores, labels: Labels, rate: float) -> RecallAt:
+    """Share of the defective samples found when at most the share `rate` of the good ones raises a false alarm.
+
+    With n good samples the share can only be a multiple of 1/n: below 1/n none may, and the recall is that above
+    the highest good score.
+
+    Raises: ValueError as `threshold_for_false_alarms`, or where one of the two classes is missing.
+    """
+    values, defective = _array(scores), _array(labels).astype(bool)
+    _need_both_classes("recall at fixed false alarms", values, defective)
+    threshold = threshold_for_false_alarms(values[~defective], rate)
+    above = values > threshold
+    return RecallAt(float(above[defective].mean()), threshold, float(above[~defective].mean()))
 
 
 def f1_max(scores: Scores, labels: Labels) -> BestF1:
@@ -134,8 +185,7 @@ def f1_max(scores: Scores, labels: Labels) -> BestF1:
     Raises: ValueError where a score is NaN or no sample is defective.
     """
     true_positives, false_positives, thresholds = _counts_by_threshold(scores, labels)
-    _need_defects("F1", true_positives, false_positives)
-    f1 = 2 * true_positives / (true_positives[-1] + true_positives + false_positives)
+    f1 = _f1_of_counts(true_positives, false_positives)
     best = int(np.argmax(f1))
     return BestF1(float(f1[best]), float(thresholds[best]))
 
@@ -193,6 +243,70 @@ def aupro(maps: Maps, masks: Masks, limit: float = 0.3) -> float:
     Raises: ValueError as `pro_curve` and `ProCurve.area_to`.
     """
     return pro_curve(maps, masks).area_to(limit)
+
+
+def aupimo(
+    good_maps: Maps, maps: Maps, masks: Masks, bounds: tuple[float, float] = AUPIMO_BOUNDS
+) -> Float[np.ndarray, " _images"]:
+    """AUPIMO in [0, 1] of each defective photo: its share of found defect pixels at very few false positives.
+
+    The mean, over the logarithm of the false positive rate f between `bounds`, of the photo's true positive rate;
+    f at a threshold is the share of pixels at or above it, taken in each good photo and averaged over them, so
+    defective photos have no part in it:
+
+        AUPIMO = 1 / log(U / L)  integral from L to U of TPR(f) / f  df
+
+    Integrated in closed form over every distinct score of the good photos; where scores of good and defective pixels
+    tie, TPR is the straight line in f between the points beside the tie, as in `roc_curve`. The mean over the photos
+    is the figure to print.
+
+    Source: Bertoldo et al., "AUPIMO: Redefining Visual Anomaly Detection Benchmarks with High Speed and Low
+    Tolerance", BMVC 2024. Its code samples thresholds and joins them by straight lines in log f; none here.
+    Raises: ValueError where maps and masks do not pair up, a score is NaN, a photo's mask is empty, there is no good
+    photo, or the lower bound cannot be reached: already the highest score of the good pixels costs more false
+    positives than it (too few good pixels, or too many that tie), and the curve does not exist there.
+    """
+    lower, upper = bounds
+    if not 0 < lower < upper <= 1:
+        raise ValueError(f"AUPIMO bounds: 0 < lower < upper <= 1 is needed, got {lower} and {upper}")
+    if len(maps) != len(masks):
+        raise ValueError(f"AUPIMO: one mask per map is needed, got {len(maps)} maps and {len(masks)} masks")
+    if len(good_maps) == 0:
+        raise ValueError("AUPIMO: needs good photos, got none")
+    flat = [_array(one_map).ravel() for one_map in good_maps]
+    scores = np.concatenate(flat)
+    order, last_of_tie = _descending(scores)
+    weights = np.concatenate([np.full(one.size, 1.0 / (one.size * len(flat))) for one in flat])
+    fpr = np.minimum(np.cumsum(weights[order])[last_of_tie], 1.0)
+    fpr[-1] = 1.0  # every pixel; the sum above is so up to rounding
+    thresholds = scores[order[last_of_tie]]
+    if fpr[0] > lower * (1 + 1e-9):
+        raise ValueError(
+            f"AUPIMO: the {scores.size} pixels of {len(flat)} good photos reach no false positive rate from 0 to "
+            f"{lower:g}, the smallest above 0 is {fpr[0]:.2g}; give more good photos, or a map whose highest scores tie less"
+        )
+    # The pieces of the curve that reach into the bounds: from just above a threshold to the threshold itself.
+    before = np.concatenate([[0.0], fpr[:-1]])
+    inside = (fpr > lower) & (before < upper)
+    from_fpr, to_fpr, thresholds = before[inside], fpr[inside], thresholds[inside]
+    first, last = np.maximum(from_fpr, lower), np.minimum(to_fpr, upper)
+    areas = []
+    for number, (one_map, one_mask) in enumerate(zip(maps, masks, strict=True)):
+        values, defect = _array(one_map), _array(one_mask).astype(bool)
+        if values.shape != defect.shape:
+            raise ValueError(f"AUPIMO: map {number} is {values.shape}, its mask {defect.shape}; resize one")
+        found = np.sort(values[defect])
+        if found.size == 0:
+            raise ValueError(f"AUPIMO: mask {number} shows no defect; leave the photo out")
+        if np.isnan(found[-1]):
+            raise ValueError(f"AUPIMO: map {number} holds NaN; leave the photo out")
+        above = 1 - np.searchsorted(found, thresholds, side="right") / found.size
+        at_or_above = 1 - np.searchsorted(found, thresholds, side="left") / found.size
+        slope = (at_or_above - above) / (to_fpr - from_fpr)
+        offset = above - slope * from_fpr
+        area = np.sum(offset * np.log(last / first) + slope * (last - first))
+        areas.append(min(max(float(area) / math.log(upper / lower), 0.0), 1.0))
+    return np.array(areas)
 
 
 def rotation_error_deg(
@@ -290,6 +404,43 @@ def _counts_by_threshold(scores: Scores, labels: Labels) -> tuple[NDArray, NDArr
     order, last_of_tie = _descending(values)
     true_positives = np.cumsum(defective[order])[last_of_tie]
     return true_positives, last_of_tie + 1 - true_positives, values[order[last_of_tie]]
+
+
+def _roc_of_counts(true_positives: NDArray, false_positives: NDArray) -> RocCurve:
+    if true_positives[-1] == 0 or false_positives[-1] == 0:
+        missing = "defective" if true_positives[-1] == 0 else "good"
+        raise ValueError(
+            f"ROC: needs good and defective samples, got {true_positives[-1] + false_positives[-1]} samples"
+            f" of which none is {missing}"
+        )
+    return RocCurve(
+        fpr=np.concatenate([[0.0], false_positives / false_positives[-1]]),
+        tpr=np.concatenate([[0.0], true_positives / true_positives[-1]]),
+    )
+
+
+def _average_precision_of_counts(true_positives: NDArray, false_positives: NDArray) -> float:
+    _need_defects("average precision", true_positives, false_positives)
+    precision = true_positives / (true_positives + false_positives)
+    gains = np.diff(true_positives, prepend=0) / true_positives[-1]
+    return float(np.sum(gains * precision))
+
+
+def _f1_of_counts(true_positives: NDArray, false_positives: NDArray) -> NDArray:
+    _need_defects("F1", true_positives, false_positives)
+    return 2 * true_positives / (true_positives[-1] + true_positives + false_positives)
+
+
+def _need_both_classes(what: str, values: NDArray, defective: NDArray) -> None:
+    if values.shape != defective.shape:
+        raise ValueError(
+            f"{what}: one label per score is needed, got {values.shape} scores, {defective.shape} labels"
+        )
+    if defective.all() or not defective.any():
+        missing = "good" if defective.any() else "defective"
+        raise ValueError(
+            f"{what}: needs good and defective samples, got {values.size} of which none is {missing}"
+        )
 
 
 def _need_defects(what: str, true_positives: NDArray, false_positives: NDArray) -> None:

@@ -9,8 +9,8 @@ Photos are matched by their file names, never by their order. Source: github.com
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
-import random
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -40,35 +40,66 @@ def prepare_mad_sim(
     copy: bool = False,
     subset: float | None = None,
     seed: int = 0,
+    name: str | None = None,
     progress: Progress = no_progress,
 ) -> list[Path]:
     """The scene folders written, one for each class of a MAD-Sim dataset (or for the one class folder that `data` is).
 
-    `scene_folder` names the folder for a class. The dataset is only read: photos are linked, or copied with `copy`
-    and where links are not possible. `subset` keeps that share (0, 1] of the train photos, drawn with `seed`.
-    Raises: InputError for data that is not MAD-Sim's, UsageError for a class that is not in it.
+    `scene_folder` names the folder for a scene, which is called as its class, or `name` for a single class. The
+    dataset is only read: photos are linked, or copied with `copy` and where links are not possible. `subset` keeps
+    that share (0, 1] of the train photos, drawn with `seed` (see `draw_subset`), and all test photos; its scene is
+    called after both (`scene_name`).
+    Raises: InputError for data that is not MAD-Sim's; UsageError for a class that is not in it, a share outside
+    (0, 1], or one name for several classes.
     """
     if subset is not None and not 0 < subset <= 1:
         raise UsageError(
             f"--subset: must be above 0 and at most 1, got {subset}; 0.5 keeps half of the train photos"
         )
     folders = find_classes(data)
-    for name in classes or ():
-        if name not in folders:
-            raise UsageError(f"{data}: has no class {name!r}; {_nearest(name, list(folders))}")
+    for wanted in classes or ():
+        if wanted not in folders:
+            raise UsageError(f"{data}: has no class {wanted!r}; {_nearest(wanted, list(folders))}")
     chosen = list(dict.fromkeys(classes)) if classes else list(folders)
+    if name is not None and len(chosen) > 1:
+        raise UsageError(f"--name {name}: is for one class, got {len(chosen)}; choose it with --class")
     return [
         _prepare_class(
-            folders[name],
-            scene_folder(name),
+            folders[one],
+            scene_folder(name or scene_name(one, subset, seed)),
             copy=copy,
             subset=subset,
             seed=seed,
             progress=progress,
-            name=name,
+            name=one,
         )
-        for name in chosen
+        for one in chosen
     ]
+
+
+def scene_name(class_name: str, subset: float | None, seed: int = 0) -> str:
+    """What the scene of a class is called: its share of the train photos in percent goes with it, as in mad_car-20.
+
+    A seed other than 0 is told too (mad_car-20-seed1): another draw must not replace the photos that a reference was
+    fitted from.
+    """
+    if subset is None or subset == 1:
+        return class_name
+    return f"{class_name}-{100 * subset:g}" + (f"-seed{seed}" if seed else "")
+
+
+def draw_subset(photos: Sequence[PurePosixPath], share: float, seed: int) -> list[PurePosixPath]:
+    """That share (0, 1] of the photos, rounded, one at least, in their order.
+
+    Each photo's rank is drawn from the seed and its own name: the order of the photos does not matter, and of the same
+    seed a smaller share lies inside a larger one.
+    """
+
+    def rank(photo: PurePosixPath) -> bytes:
+        return hashlib.sha256(f"{seed}:{photo.as_posix()}".encode()).digest()
+
+    kept = set(sorted(photos, key=rank)[: max(1, round(share * len(photos)))])
+    return [photo for photo in photos if photo in kept]
 
 
 def find_classes(data: Path) -> dict[str, Path]:
@@ -125,8 +156,8 @@ def _prepare_class(
         else:
             present.append((photo, matrix))
     if subset is not None and present:
-        kept = random.Random(seed).sample(range(len(present)), max(1, round(subset * len(present))))
-        present = [present[index] for index in sorted(kept)]
+        kept = set(draw_subset([photo for photo, _ in present], subset, seed))
+        present = [(photo, matrix) for photo, matrix in present if photo in kept]
 
     total = len(present) * 2 + len(tests)
     count, lock = 0, threading.Lock()

@@ -155,7 +155,7 @@ def run(config: EvaluatePose) -> int:
             "unflagged_errors": f"believed and off by more than {WRONG_DEG:g} degrees",
         },
         "results": {
-            protocol: {refine: _plain(dataclasses.asdict(summary)) for refine, summary in by_refine.items()}
+            protocol: {refine: plain(dataclasses.asdict(summary)) for refine, summary in by_refine.items()}
             for protocol, by_refine in summaries.items()
         },
         "published": [dataclasses.asdict(row) for row in PUBLISHED],
@@ -337,10 +337,10 @@ def _print_tables(
     terminal.say("")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Nested plain values with None for infinity, which JSON does not have."""
     import math
 
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

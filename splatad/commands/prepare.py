@@ -21,14 +21,17 @@ class MadSim:
     """Folder with the classes, or one class: a folder with train/good, test, ground_truth and transforms.json."""
     class_: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
     """Classes to prepare, for example 01Gorilla; all of them if none is given."""
+    name: str | None = None
+    """The scene's name in the workspace, for a single class; the class's if not given."""
     workspace: Path | None = None
     """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     copy: bool = False
     """Copy the photos instead of linking to them."""
     subset: float | None = None
-    """Share of the train photos to keep, above 0 and at most 1, to try few reference views; all if not given."""
-    seed: int = 0
-    """Draws the photos of --subset."""
+    """Share of the train photos to keep, above 0 and at most 1, to try few reference views; all if not given.
+    A smaller share lies inside a larger one; all test photos stay; the scene of 0.2 of a class is called CLASS-20."""
+    subset_seed: int = 0
+    """Draws the photos of --subset; one other than 0 is added to the scene's name."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def _prepare(
             classes=config.class_ or None,
             copy=config.copy,
             subset=config.subset,
-            seed=config.seed,
+            seed=config.subset_seed,
+            name=config.name,
             progress=progress,
         )
     if isinstance(config, NerfSynthetic):

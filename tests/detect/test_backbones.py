@@ -1,4 +1,4 @@
-"""Feature pyramids: their published shapes and sizes, real weights where they are, and SplatPose's map by hand."""
+"""Feature pyramids: their published shapes and sizes, real weights where they are, timm's by name."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detect.backbones import (
-    IMAGENET_STD,
     EfficientNetB4,
     MobileNetV2,
     SamePadConv,
     StagedNetwork,
     TappedNetwork,
     TimmBackbone,
+    choose_backbone,
     load_backbone,
     load_into,
     normalised,
-    splatpose_map,
 )
 from prepare.errors import InputError, MissingPartError
 from prepare.weights import WeightsFile
@@ -261,94 +260,74 @@ def test_any_timm_pyramid_is_a_backbone_with_its_own_normalisation(
         TimmBackbone("absent")
 
 
-# ------------------------------------------------------------------------------------------------- SplatPose's map
+def test_auto_is_the_first_network_whose_weights_are_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPLATAD_WEIGHTS", str(tmp_path))
+    with pytest.raises(MissingPartError, match=r"put efficientnet-b4-6ed6700e\.pth .* into") as raised:
+        choose_backbone("auto")
+    assert "mobilenetv2_imagenet.safetensors" in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+    (tmp_path / "mobilenet_v2-b0353104.pth").touch()
+    assert choose_backbone("auto") == "mobilenet_v2"
+    (tmp_path / "efficientnet-b4-6ed6700e.pth").touch()
+    assert choose_backbone("auto") == "efficientnet_b4"
+    assert choose_backbone("mobilenet_v2") == "mobilenet_v2"
+    assert choose_backbone("wide_resnet50") == "wide_resnet50_2"
+    assert choose_backbone("dinov2") == "vit_small_patch14_dinov2"
 
 
-class _Means:
-    """A backbone whose two maps are local means of red and of green: everything about its map is known."""
+class _FakeTransformer(nn.Module):
+    """As timm wraps a vision transformer: tensors under `model.`, layers at the stride of the patches of 14 px."""
 
-    name: str = "means"
-    strides: tuple[int, ...] = (2, 4)
-    channels: tuple[int, ...] = (1, 2)
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Conv2d(3, 6, 14, 14)
+        self.feature_info = SimpleNamespace(channels=lambda: [6], reduction=lambda: [14])
+        self.pretrained_cfg = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
-    def features(self, rgb: Tensor) -> list[Tensor]:
-        planes = rgb.permute(2, 0, 1)
-        pooled = nn.functional.avg_pool2d
-        return [pooled(planes[:1], 2), 3.0 * pooled(planes[:2], 4)]
-
-
-def test_the_map_of_flat_pictures_is_the_formula() -> None:
-    query = torch.tensor([51.0, 102.0, 204.0]).div(255).expand(300, 300, 3).contiguous()
-    render = torch.tensor([102.0, 153.0, 51.0]).div(255).expand(300, 300, 3).contiguous()
-    step = (query - render)[0, 0].double()
-    expected = float(((step / torch.tensor(IMAGENET_STD).double()) ** 2).sum())
-    expected += float(step[0] ** 2)  # first layer: red
-    expected += float(9 * (step[0] ** 2 + step[1] ** 2))  # second: red and green, three times as large
-    found = splatpose_map(query, render, _Means())
-    torch.testing.assert_close(found, torch.full((224, 224), expected), rtol=1e-5, atol=0)
+    def forward(self, batch: Tensor) -> list[Tensor]:
+        assert batch.shape[2] % 14 == batch.shape[3] % 14 == 0  # as timm's own assertion
+        return [self.model(batch)]
 
 
-def _upsampled(values: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear with aligned pixel edges (align_corners=False), one axis after the other."""
-    for _ in range(2):
-        n = values.shape[0]
-        at = np.clip((np.arange(size) + 0.5) * n / size - 0.5, 0, n - 1)
-        low = np.floor(at).astype(int)
-        high = np.minimum(low + 1, n - 1)
-        values = (values[low] + (at - low)[:, None] * (values[high] - values[low])).T
-    return values
+def test_dinov2_takes_its_published_names_and_pictures_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
 
+    def create_model(name: str, **options: Any) -> nn.Module:
+        asked.append((name, options))
+        return _FakeTransformer()
 
-def _blurred(values: np.ndarray) -> np.ndarray:
-    """Gaussian of sigma 4 cut at radius 16, the border mirrored with its pixel repeated."""
-    offset = np.arange(-16, 17)
-    window = np.exp(-0.5 * (offset / 4.0) ** 2)
-    window /= window.sum()
-    for _ in range(2):
-        padded = np.pad(values, ((16, 16), (0, 0)), mode="symmetric")
-        values = sum(w * padded[k : k + len(values)] for k, w in enumerate(window)).T
-    return values
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    monkeypatch.setenv("SPLATAD_WEIGHTS", str(tmp_path))
+    trained = _FakeTransformer()
+    published = {name.removeprefix("model."): tensor for name, tensor in trained.state_dict().items()}
+    # timm leaves the masked patches' token out, which the published file has
+    torch.save(published | {"mask_token": torch.zeros(1, 6)}, tmp_path / "dinov2_vits14_pretrain.pth")
+    backbone = load_backbone("dinov2")
+    size = {"dynamic_img_size": True}
+    assert asked == [("vit_small_patch14_dinov2", {"pretrained": False, "features_only": True} | size)]
+    assert (backbone.name, backbone.strides) == ("vit_small_patch14_dinov2", (14,))
 
+    whole = torch.rand(28, 42, 3)
+    with torch.no_grad():
+        expected = trained(whole.permute(2, 0, 1)[None])[0][0]
+    torch.testing.assert_close(backbone.features(whole)[0], expected)
+    assert backbone.features(torch.rand(400, 300, 3))[0].shape == (
+        6,
+        29,
+        21,
+    )  # 400 / 14 and 300 / 14, rounded
+    assert backbone.features(torch.rand(5, 20, 3))[0].shape == (6, 1, 1)
 
-def test_the_map_is_the_papers_formula_worked_out_step_by_step() -> None:
-    generator = np.random.default_rng(0)
-    pictures = [generator.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(2)]
-    query, render = (torch.from_numpy(p).float() / 255 for p in pictures)  # 224 px: nothing is resampled
-    one, other = (p.astype(np.float64) / 255 for p in pictures)
-    total = (((one - other) / np.array(IMAGENET_STD)) ** 2).sum(axis=-1)
-    for block, channels, factor in ((2, 1, 1.0), (4, 2, 3.0)):
-        pooled = [
-            factor
-            * p[..., :channels].reshape(224 // block, block, 224 // block, block, channels).mean(axis=(1, 3))
-            for p in (one, other)
-        ]
-        total += _upsampled(((pooled[0] - pooled[1]) ** 2).sum(axis=-1), 224)
-    found = splatpose_map(query, render, _Means())
-    np.testing.assert_allclose(found.numpy(), _blurred(total), rtol=1e-4)
+    # Cells lie on the picture without a rest: the cell of a bright spot is where the spot is.
+    spot = torch.zeros(100, 100, 3)
+    spot[90:, 90:] = 1
+    moved = (backbone.features(spot)[0] - backbone.features(torch.zeros(100, 100, 3))[0]).abs().sum(dim=0)
+    assert int(moved.argmax()) == 7 * 7 - 1
 
-
-def test_equal_pictures_have_a_map_of_zeros_also_through_a_real_network() -> None:
-    rgb = torch.rand(150, 90, 3)
-    assert splatpose_map(rgb, rgb.clone(), _Means()).abs().max() == 0
-    network = TappedNetwork("mobilenet_v2", _lively(MobileNetV2()), (1, 3, 6, 13))
-    assert splatpose_map(rgb, rgb.clone(), network).abs().max() == 0
-
-
-def test_a_difference_shows_where_it_is() -> None:
-    query = torch.full((448, 448, 3), 0.5)
-    render = query.clone()
-    render[300:320, 100:120] = 1.0  # about (155, 55) at 224 px
-    found = splatpose_map(query, render, _Means())
-    row, column = divmod(int(found.argmax()), 224)
-    assert abs(row - 154.5) <= 1
-    assert abs(column - 54.5) <= 1
-    assert found[20:100, 120:200].abs().max() == 0
-
-
-def test_values_of_the_render_beyond_white_count_as_white() -> None:
-    query = torch.rand(64, 64, 3)
-    white = torch.ones(64, 64, 3)
-    assert torch.equal(splatpose_map(query, 1.7 * white, _Means()), splatpose_map(query, white, _Means()))
-    assert torch.equal(
-        splatpose_map(query, -0.2 * white, _Means()), splatpose_map(query, 0.0 * white, _Means())
-    )
+    torch.save({"weight": torch.zeros(2), "bias": torch.zeros(6)}, tmp_path / "dinov2_vits14_pretrain.pth")
+    with pytest.raises(InputError, match="does not fit the network"):
+        load_backbone("dinov2")

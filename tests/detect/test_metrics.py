@@ -12,6 +12,7 @@ from sklearn import metrics as sklearn_metrics
 
 from detect.metrics import (
     ProCurve,
+    aupimo,
     aupro,
     auroc,
     average_precision,
@@ -19,8 +20,11 @@ from detect.metrics import (
     f1_max,
     object_shift_percent,
     pro_curve,
+    ranking,
+    recall_at_false_alarms,
     roc_curve,
     rotation_error_deg,
+    threshold_for_false_alarms,
     translation_error,
 )
 from prepare.camera import look_at
@@ -155,6 +159,163 @@ def test_aupro_takes_photos_of_different_sizes() -> None:
     assert aupro(cut_maps, cut_masks) == pytest.approx(aupro(maps, masks), abs=1e-12)
 
 
+# ---------------------------------------------------------------------------------------------------------- AUPIMO
+
+
+def good_and_defective(
+    seed: int, decimals: int
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Three good maps of two sizes, two defective maps and their masks; the fewer decimals, the more ties."""
+    rng = np.random.default_rng(seed)
+    good = [np.round(rng.normal(0, 1, shape), decimals) for shape in ((20, 30), (20, 30), (10, 12))]
+    masks = [np.zeros((20, 30), dtype=bool) for _ in range(2)]
+    masks[0][3:9, 4:8] = True
+    masks[1][11:13, 20:29] = True
+    return good, [np.round(rng.normal(1.5 * mask, 1.0), decimals) for mask in masks], masks
+
+
+def aupimo_by_brute_force(
+    good: list[np.ndarray], one_map: np.ndarray, mask: np.ndarray, lower: float, upper: float
+) -> float:
+    """The definition on a fine grid of log10 f: at each f, TPR on the straight line between the thresholds beside it."""
+    thresholds = np.unique(np.concatenate([m.ravel() for m in [*good, one_map]]))[::-1]
+    fpr = np.array([0.0] + [np.mean([(m >= t).mean() for m in good]) for t in thresholds])
+    tpr = np.array([0.0] + [(one_map[mask] >= t).mean() for t in thresholds])
+    edges = np.linspace(math.log10(lower), math.log10(upper), 20_001)
+    middles = 10 ** ((edges[1:] + edges[:-1]) / 2)
+    heights = []
+    for f in middles:
+        after = int(np.argmax(fpr >= f))  # the first point at or beyond f
+        x0, x1 = fpr[after - 1], fpr[after]
+        heights.append(tpr[after - 1] + (tpr[after] - tpr[after - 1]) * (f - x0) / (x1 - x0))
+    return float(np.mean(heights))
+
+
+def test_aupimo_by_hand() -> None:
+    # 100 good pixels scoring 1 to 100: false positive rate 0.01 at 100, 0.02 at 99, 0.03 at 98, ...
+    good = [np.arange(1.0, 101.0).reshape(10, 10)]
+    # Defect pixels at 200 (found at once), at 99.5 (found once f is above 0.01), 98.5 (above 0.02) and 0.
+    one_map = np.array([[200.0, 99.5, 98.5, 0.0, 500.0]])
+    mask = np.array(
+        [[True, True, True, True, False]]
+    )  # the good pixel of the defective photo has no part in it
+    # From f = 0.01 to 0.02 half of it is found, from 0.02 to 0.04 three quarters: means over log f.
+    expected = (0.5 * math.log(2) + 0.75 * math.log(2)) / math.log(4)
+    assert aupimo(good, [one_map], [mask], (0.01, 0.04)) == pytest.approx([expected], abs=1e-12)
+    # A bound between two rates cuts the piece there.
+    expected = (0.5 * math.log(0.02 / 0.015) + 0.75 * math.log(0.03 / 0.02)) / math.log(2)
+    assert aupimo(good, [one_map], [mask], (0.015, 0.03)) == pytest.approx([expected], abs=1e-12)
+
+
+def test_a_tie_of_good_and_defective_pixels_is_a_straight_line_in_the_false_positive_rate() -> None:
+    # 1 of 10 good pixels scores 3; then 4 good ones and the whole defect tie at 2: TPR = (f - 0.1) / 0.4 to f = 0.5.
+    good = [np.array([[3.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]])]
+    one_map, mask = np.array([[2.0, 2.0]]), np.ones((1, 2), dtype=bool)
+    # integral of (f - 0.1) / 0.4 / f from 0.1 to 0.5
+    expected = ((0.5 - 0.1) / 0.4 - 0.1 / 0.4 * math.log(5)) / math.log(5)
+    assert aupimo(good, [one_map], [mask], (0.1, 0.5)) == pytest.approx([expected], abs=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+@pytest.mark.parametrize("bounds", [(0.01, 0.1), (0.02, 0.9)])
+@pytest.mark.parametrize("seed", range(3))
+def test_aupimo_is_the_brute_force_one(seed: int, bounds: tuple[float, float], decimals: int) -> None:
+    good, maps, masks = good_and_defective(seed, decimals)
+    expected = [aupimo_by_brute_force(good, *pair, *bounds) for pair in zip(maps, masks, strict=True)]
+    found = aupimo(good, maps, masks, bounds)
+    assert found == pytest.approx(expected, abs=2e-4)  # the grid's own error
+    assert 0 < found.min() < found.max() <= 1
+
+
+def test_good_photos_of_other_sizes_weigh_alike_in_aupimo() -> None:
+    # One false positive of 4 pixels and none of 16: (1/4 + 0) / 2, not 1 of 20.
+    good = [np.array([[9.0, 0.0, 0.0, 0.0]]), np.zeros((4, 4))]
+    mask = np.ones((1, 1), dtype=bool)
+    with pytest.raises(ValueError, match=r"smallest above 0 is 0\.12"):
+        aupimo(good, [np.ones((1, 1))], [mask], (0.1, 1.0))
+    assert aupimo(good, [np.ones((1, 1))], [mask], (0.125, 1.0)) == pytest.approx([1.0])
+    assert aupimo(good, [np.full((1, 1), -1.0)], [mask], (0.125, 1.0)) == pytest.approx([0.0])
+
+
+def test_aupimo_needs_enough_good_pixels_for_its_lower_bound_and_says_so() -> None:
+    rng = np.random.default_rng(0)
+    mask = np.ones((3, 3), dtype=bool)
+    few, enough = rng.random((1, 300, 300)), rng.random((1, 320, 320))
+    with pytest.raises(
+        ValueError, match=r"90000 pixels of 1 good photos reach no .* 1e-05, .* 1\.1e-05; give more"
+    ):
+        aupimo(few, [np.ones((3, 3))], [mask])
+    assert aupimo(enough, [np.full((3, 3), 2.0)], [mask]) == pytest.approx([1.0])  # 102400 do
+    with pytest.raises(ValueError, match="tie"):  # a flat map has no curve at small rates, however large
+        aupimo(np.zeros((1, 400, 400)), [np.ones((3, 3))], [mask])
+
+
+def test_aupimo_is_anomalibs() -> None:
+    functional = pytest.importorskip("anomalib.metrics.pimo.functional", reason="anomalib is not installed")
+    rng = np.random.default_rng(0)
+    masks = torch.zeros(6, 200, 200, dtype=torch.bool)
+    masks[4, 20:60, 30:50] = True
+    masks[5, 100:110, 100:180] = True
+    maps = torch.from_numpy(rng.normal(3.0 * masks.numpy(), 1.0))
+    bounds = (1e-3, 1e-1)  # many points of its sampled curve lie between them
+    theirs = functional.aupimo_scores(maps, masks, fpr_bounds=bounds)[4][4:].numpy()
+    assert aupimo(maps[:4], maps[4:], masks[4:], bounds) == pytest.approx(theirs, abs=2e-3)
+
+
+# ------------------------------------------------------------------------------------ recall at fixed false alarms
+
+
+def test_recall_at_fixed_false_alarms_by_hand() -> None:
+    scores = np.array([1.0, 2.0, 3.0, 4.0, 3.5, 4.0, 5.0])
+    labels = np.array([0, 0, 0, 0, 1, 1, 1])
+    # None of the four good ones may be above: threshold 4, and the defective one tied with it is not found.
+    assert recall_at_false_alarms(scores, labels, 0.24) == (1 / 3, 4.0, 0.0)
+    # One may: threshold 3.
+    assert recall_at_false_alarms(scores, labels, 0.25) == (1.0, 3.0, 0.25)
+    assert recall_at_false_alarms(scores, labels, 1.0) == (1.0, -math.inf, 1.0)
+
+
+def test_tied_good_scores_are_never_more_false_alarms_than_allowed() -> None:
+    good = np.array([1.0, 5.0, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    assert threshold_for_false_alarms(good, 0.2) == 5.0  # two of three ties cannot be told from the third
+    assert threshold_for_false_alarms(good, 0.3) == 1.0
+    assert (
+        threshold_for_false_alarms(np.arange(100.0), 0.29) == 70.0
+    )  # though 0.29 * 100 is 28.999... in doubles
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.05, 0.5])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_threshold_is_the_lowest_that_keeps_the_rate(seed: int, rate: float) -> None:
+    scores, labels = tied_samples(seed)
+    good = scores[~labels]
+    allowed = [t for t in np.unique(good) if (good > t).mean() <= rate]
+    recall, threshold, false_alarms = recall_at_false_alarms(scores, labels, rate)
+    assert threshold == min(allowed)
+    assert recall == (scores[labels] > min(allowed)).mean()
+    assert false_alarms == (good > min(allowed)).mean() <= rate
+
+
+def test_one_sort_gives_the_same_figures_as_three() -> None:
+    scores, labels = tied_samples(3)
+    expected = (auroc(scores, labels), average_precision(scores, labels), f1_max(scores, labels).f1)
+    assert ranking(scores, labels) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pixel_figures_of_maps_are_scikit_learns(seed: int) -> None:
+    maps, masks = tiny_maps(seed)
+    found = ranking(maps.ravel(), masks.ravel())
+    assert found.auroc == pytest.approx(sklearn_metrics.roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-12)
+    expected = sklearn_metrics.average_precision_score(masks.ravel(), maps.ravel())
+    assert found.average_precision == pytest.approx(expected, abs=1e-12)
+    by_threshold = [sklearn_metrics.f1_score(masks.ravel(), maps.ravel() >= t) for t in np.unique(maps)]
+    assert found.f1 == pytest.approx(max(by_threshold), abs=1e-12)
+
+
+ONE_MAP, ONE_MASK = np.zeros((1, 3, 3)), np.ones((1, 3, 3), dtype=bool)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -170,6 +331,17 @@ def test_aupro_takes_photos_of_different_sizes() -> None:
         (lambda: aupro(np.zeros((2, 3, 3)), np.ones((1, 3, 3), dtype=bool)), "one mask per map"),
         (lambda: aupro(np.zeros((1, 3, 3)), np.ones((1, 3, 4), dtype=bool)), "resize"),
         (lambda: pro_curve(*tiny_maps(0)).area_to(0.0), "limit"),
+        (lambda: aupimo([], ONE_MAP, ONE_MASK), "needs good photos"),
+        (lambda: aupimo(ONE_MAP, ONE_MAP, ONE_MASK[:0], (0.5, 1.0)), "one mask per map"),
+        (lambda: aupimo(ONE_MAP + np.nan, ONE_MAP, ONE_MASK, (0.5, 1.0)), "NaN"),
+        (lambda: aupimo(np.arange(9.0).reshape(1, 3, 3), ONE_MAP + np.nan, ONE_MASK, (0.5, 1.0)), "NaN"),
+        (lambda: aupimo(np.arange(9.0).reshape(1, 3, 3), ONE_MAP, ~ONE_MASK, (0.5, 1.0)), "shows no defect"),
+        (lambda: aupimo(np.arange(9.0).reshape(1, 3, 3), ONE_MAP, ONE_MASK[:, :2], (0.5, 1.0)), "resize"),
+        (lambda: aupimo(ONE_MAP, ONE_MAP, ONE_MASK, (0.1, 0.1)), "bounds"),
+        (lambda: recall_at_false_alarms(np.array([1.0]), np.array([1]), 0.05), "none is good"),
+        (lambda: recall_at_false_alarms(np.array([1.0]), np.array([0]), 0.05), "none is defective"),
+        (lambda: threshold_for_false_alarms(np.array([1.0]), 1.5), "rate"),
+        (lambda: threshold_for_false_alarms(np.array([]), 0.5), "no scores"),
         (lambda: binomial_interval(3, 2), "successes"),
         (lambda: binomial_interval(0, 0), "successes"),
         (lambda: binomial_interval(1, 2, 1.0), "confidence"),

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 from prepare.camera import focal_from_fov, from_opengl_cam_to_world, look_at, to_opengl_cam_to_world
 from prepare.datasets import scene_folder
-from prepare.datasets.mad_sim import prepare_mad_sim
+from prepare.datasets.mad_sim import draw_subset, prepare_mad_sim
 from prepare.datasets.scene_folder import read_missing
 from prepare.errors import InputError, UsageError
 from prepare.image import read_mask, read_mask_share
@@ -209,15 +211,71 @@ def test_missing_photos_and_masks_are_reported_and_the_rest_is_prepared(data: Pa
 def test_subset_is_seeded_and_of_the_asked_size(data: Path) -> None:
     def names(**options: Any) -> list[str]:
         scene = load_scene(_prepare(data, classes=["01Gorilla"], **options)[0])
+        assert len(scene.queries) == 14  # every test photo stays
         return [view.name for view in scene.views]
 
     assert len(names(subset=0.5)) == 6
     assert names(subset=0.5, seed=3) == names(subset=0.5, seed=3)
     assert len({tuple(names(subset=0.5, seed=seed)) for seed in range(4)}) > 1
     assert len(names(subset=0.001)) == 1
-    for wrong in (0.0, 1.5, float("nan")):
+    assert names(subset=1.0) == names()
+    for wrong in (0.0, -0.2, 1.5, float("nan")):
         with pytest.raises(UsageError, match="subset"):
             names(subset=wrong)
+
+
+def test_of_one_seed_a_smaller_subset_lies_inside_a_larger_one() -> None:
+    photos = [PurePosixPath(f"train/good/{index}.png") for index in range(210)]
+    for seed in range(3):
+        draws = [set(draw_subset(photos, share, seed)) for share in (0.2, 0.4, 0.6, 0.8, 1.0)]
+        assert [len(draw) for draw in draws] == [42, 84, 126, 168, 210]
+        assert all(small < large for small, large in itertools.pairwise(draws))
+    assert len({frozenset(draw_subset(photos, 0.2, seed)) for seed in range(20)}) == 20
+
+
+def test_the_order_of_the_photos_does_not_change_which_are_drawn(data: Path) -> None:
+    first = load_scene(_prepare(data, classes=["01Gorilla"], subset=0.5)[0])
+    listed = data / "01Gorilla" / "transforms.json"
+    document = json.loads(listed.read_text())
+    document["frames"].reverse()
+    listed.write_text(json.dumps(document))
+    again = load_scene(_prepare(data, classes=["01Gorilla"], subset=0.5)[0])
+    assert {view.name for view in again.views} == {view.name for view in first.views}
+    poses = {view.name: view.camera.world_to_cam for view in first.views}
+    assert all(torch.equal(view.camera.world_to_cam, poses[view.name]) for view in again.views)
+
+
+def test_every_photo_is_drawn_about_as_often_as_the_share_says() -> None:
+    photos = [PurePosixPath(f"train/good/{index}.png") for index in range(50)]
+    counts = Counter(photo for seed in range(400) for photo in draw_subset(photos, 0.2, seed))
+    # 400 draws at 0.2: 80, standard deviation 8; 5 of them for the extreme of 50
+    assert all(40 < counts[photo] < 120 for photo in photos)
+
+
+def test_a_subsets_scene_is_called_after_its_share_and_seed(data: Path) -> None:
+    def folder(**options: Any) -> str:
+        return _prepare(data, classes=["01Gorilla"], **options)[0].name
+
+    assert folder() == folder(subset=1.0) == "01Gorilla"
+    assert folder(subset=0.2) == "01Gorilla-20"
+    assert folder(subset=0.07) == "01Gorilla-7"
+    assert folder(subset=0.2, seed=1) == "01Gorilla-20-seed1"
+    assert folder(subset=0.2, name="sparse") == "sparse"
+    assert [one.name for one in _prepare(data, subset=0.4)] == ["01Gorilla-40", "02Unicorn-40"]
+    with pytest.raises(UsageError, match="--name sparse: is for one class, got 2"):
+        _prepare(data, name="sparse")
+
+
+def test_the_command_hands_on_share_seed_and_name(data: Path, tmp_path: Path) -> None:
+    shared = {"data": data, "class_": ("01Gorilla",), "workspace": tmp_path / "ws"}
+    assert run(MadSim(**shared, subset=0.5, subset_seed=2)) == 0
+    assert run(MadSim(**shared, subset=0.5, name="half")) == 0
+    scenes = {folder.name: load_scene(folder) for folder in (tmp_path / "ws/scenes").iterdir()}
+    assert set(scenes) == {"01Gorilla-50-seed2", "half"}
+    photos = [PurePosixPath(f"train/good/{index}.png") for index in range(12)]
+    for name, seed in (("01Gorilla-50-seed2", 2), ("half", 0)):
+        drawn = {photo.name for photo in draw_subset(photos, 0.5, seed)}
+        assert {Path(view.name).name for view in scenes[name].views} == drawn
 
 
 def test_an_unknown_class_is_a_usage_error_that_offers_the_nearest(data: Path) -> None:
