@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from detect.difference import blur, difference_channels
-from detect.expected import Difference, ExpectedResidual, expected_deviation
+from detect.comparer import FLOORS, Compared, Comparer, compare
+from detect.difference import UNSIGNED, blur, difference_channels
+from detect.expected import Difference, Expectation, ExpectedResidual, expectation
 from prepare.camera import Camera
 from recon.rasterize import Render
 from recon.reference import Reference
 
-FLOORS = (
-    0.02,
-    0.05,
-    0.05,
-)  # added to the expected deviation of colour, contrast, features: noise and rounding
+FEATURE_FLOOR = 0.05  # as `detect.comparer.FLOORS`, for a backbone's channel
 BASE = 0.1  # of what good photos leave, granted to every channel: none at zero silences the others (the middle of a stain)
 SMOOTH_PX = 2.0  # standard deviation of the Gaussian over each channel, at 400 px
 SCORED_SHARE = 3e-4  # of the image's pixels: the hottest so many are averaged to the score
@@ -29,33 +27,56 @@ EVIDENCE_PX = 1.0  # pixels of evidence that a place needs before something is s
 class AnomalyMap:
     """How unlike the reference each pixel of a photo is."""
 
-    values: Float[Tensor, "height width"]  # >= 0; 1 is what good photos of this reference leave on average
+    values: Float[Tensor, "height width"]  # >= 0, higher is less like the good part
     known: Bool[Tensor, "height width"]  # False where the reference photos did not show the part
     score: float  # mean of the hottest SCORED_SHARE of the known pixels: depends on this photo alone
 
 
 @dataclass(frozen=True)
 class DifferenceDetector:
-    """The difference channels over what good photos leave, combined by their geometric mean.
+    """What photo and render differ in, measured against what good photos of this reference leave.
 
-    The channels of `detect.difference` need no learned weights; a backbone's comes last where there is one. The
-    geometric mean asks that all channels agree: gloss changes colour but not contrast, a slipped edge contrast but not
-    the tolerant colour. Measured against the mean and the single channels in docs/results.md.
+    With a `comparer` the learned comparison judges the channels of `detect.difference` at each pixel; without one their
+    geometric mean does. A backbone's channel, the last of `difference` where there is one, joins by geometric mean.
     """
 
     reference: Reference
     expected: ExpectedResidual
     difference: Difference = field(default=difference_channels)
+    comparer: Comparer | None = None
 
     @torch.no_grad()
     def anomaly_map(
-        self, photo: Float[Tensor, "height width rgb=3"], render: Render, camera: Camera
+        self,
+        photo: Float[Tensor, "height width rgb=3"],
+        photo_alpha: Float[Tensor, "height width"],
+        render: Render,
+        camera: Camera,
     ) -> AnomalyMap:
-        """The map of `photo` against `render`, both at `camera` and over the same background."""
+        """The map of `photo` against `render`, both at `camera` and over the same background. `render` must hold depth.
+
+        `photo_alpha` is the part's share of each photo pixel, ones where unknown.
+        """
         channels = self.difference(photo, render.rgb)
-        deviation, evidence = expected_deviation(self.reference, self.expected, camera)
-        floor = deviation.new_tensor(FLOORS[: len(channels)])[:, None, None]
-        return combine(channels / (floor + deviation), evidence >= EVIDENCE_PX)
+        expected = expectation(self.reference, self.expected, camera)
+        known = expected.evidence >= EVIDENCE_PX
+        relative = relative_channels(channels, expected)
+        if self.comparer is None:
+            return combine(relative, known)
+        assert render.depth is not None
+        compared = Compared(photo, photo_alpha, render.rgb, render.alpha, render.depth, channels, expected)
+        values = F.softplus(compare(self.comparer, compared)) * known
+        return AnomalyMap(values, known, image_score(values))
+
+
+def relative_channels(
+    channels: Float[Tensor, "channel height width"], expected: Expectation
+) -> Float[Tensor, "relative height width"]:
+    """The unsigned channels and a backbone's over floor + expected deviation: about 1 is what good photos leave."""
+    floors = channels.new_tensor([*FLOORS, FEATURE_FLOOR])
+    chosen = [*range(UNSIGNED), *range(UNSIGNED + 1, len(channels))]
+    floor = floors[: len(chosen), None, None]
+    return channels[chosen] / (floor + expected.deviation[chosen])
 
 
 def combine(
@@ -63,7 +84,8 @@ def combine(
 ) -> AnomalyMap:
     """The geometric mean of the smoothed channels, each raised by BASE, less BASE; and its score.
 
-    Zero where the images are equal or nothing is known.
+    The geometric mean asks that all channels agree: gloss changes colour but not contrast, a slipped edge contrast but not
+    the tolerant colour. Zero where the images are equal or nothing is known.
     """
     sigma = max(SMOOTH_PX * max(known.shape) / 400, 0.5)
     smooth = blur((relative * known)[None], sigma)[0].clamp_min(0)

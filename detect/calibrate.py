@@ -11,15 +11,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from scipy import stats
 
 from pose.locate import CERTAIN, BeliefLimits, Located
 from prepare.atomic_write import write_json
 from prepare.errors import InputError, UsageError
 
-EXTRAPOLATED_SIGMAS = (
-    0.5  # how far beyond the highest good score the threshold goes where n is too small, in log sigmas
+USUAL_RATE = 0.05  # asked for where nobody says otherwise, as far as the good photos support it
+FITTED_MARGIN = (
+    1.5  # times the threshold where scores come from fitted photos: they look better than a new one will
 )
+
+# Where the scores come from: photos kept from the one fit; each from a fit without it; given photos, never fitted; fitted.
+ScoreSource = Literal["held-out", "cross-fitted", "given", "fitted"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,11 @@ class Calibration:
 
     false_alarm_rate: float  # asked for, in (0, 1)
     attainable_rate: float  # smallest rate that the number of good photos supports: 1 / (n + 1)
+    rate_interval: tuple[float, float]  # holds the threshold's true rate 95 times in 100 calibrations
     threshold: float  # a photo scoring more is NG
     good_scores: tuple[float, ...]  # of the good photos, in the order of the views
     good_names: tuple[str, ...]
-    extrapolated: bool  # True where the rate asked for is below the attainable one
-    held_out: bool  # False where the scores come from fitted photos, for want of others
+    source: ScoreSource
     note: str  # the above in words
     belief: BeliefLimits
     detector: str  # which detector the scores are of
@@ -41,20 +47,23 @@ class Calibration:
 def calibrate(
     scores: Sequence[float],
     names: Sequence[str],
-    false_alarm_rate: float,
+    false_alarm_rate: float | None,
     belief: BeliefLimits,
     *,
-    held_out: bool,
-    detector: str = "difference",
+    source: ScoreSource,
+    detector: str,
 ) -> Calibration:
-    """The threshold that good photos pass with probability at most `false_alarm_rate`.
+    """The threshold that a new good photo exceeds with probability at most `false_alarm_rate` (None: USUAL_RATE or the
+    smallest that is attainable).
 
-    Where there are too few good photos for that, the threshold lies above the highest score by a margin taken from
-    their spread, and the result says so.
+    The rate of one threshold, over all photos to come, varies from calibration to calibration as a Beta(n + 1 - k, k)
+    variable (Vovk 2012, "Conditional validity of inductive conformal predictors"): `rate_interval` is its middle 95 %.
+    Cross-fitted scores come from splats that saw fewer photos than the reference: that errs towards fewer false alarms.
 
-    Raises: UsageError for a rate outside (0, 1); InputError without scores, or for one that is not finite.
+    Raises: UsageError for a rate outside (0, 1), or below what the number of scores can support; InputError without
+    scores, or for one that is not finite.
     """
-    if not 0.0 < false_alarm_rate < 1.0:
+    if false_alarm_rate is not None and not 0.0 < false_alarm_rate < 1.0:
         raise UsageError(f"--false-alarm-rate {false_alarm_rate}: must lie between 0 and 1, for example 0.05")
     if not scores:
         raise InputError(
@@ -65,33 +74,67 @@ def calibrate(
             raise InputError(
                 f"{name}: a good photo, but its score is {score}; look at the photo, then fit again"
             )
-    ordered = sorted(scores)
-    n = len(ordered)
-    attainable = 1.0 / (n + 1)
-    rank = math.ceil((n + 1) * (1.0 - false_alarm_rate) - 1e-9)
-    extrapolated = rank > n
-    if extrapolated:
-        logs = [math.log(max(score, 1e-9)) for score in ordered]
-        mean = sum(logs) / n
-        sigma = math.sqrt(sum((value - mean) ** 2 for value in logs) / max(1, n - 1)) if n > 1 else 0.3
-        threshold = ordered[-1] * math.exp(EXTRAPOLATED_SIGMAS * max(sigma, 0.05))
-        note = (
-            f"{n} good photos support false-alarm rates down to {attainable:.1%}; for {false_alarm_rate:.1%} the "
-            "threshold is extrapolated above the highest of them and carries no guarantee"
-        )
-    else:
-        threshold = ordered[rank - 1]
-        note = (
-            f"a good photo scores above the threshold with probability at most {false_alarm_rate:.1%} "
-            f"(split conformal, {n} good photos)"
-        )
-    if not held_out:
-        note += "; the good photos were also fitted, so expect more false alarms: fit with more photos"
-        threshold *= 1.5
+    n = len(scores)
+    if false_alarm_rate is None:
+        false_alarm_rate = max(USUAL_RATE, attainable_rate(n))
+    check_attainable(n, false_alarm_rate)
+    rank = _rank(n, false_alarm_rate)
+    threshold = sorted(scores)[rank - 1]
+    interval = rate_interval(n, false_alarm_rate)
+    note = (
+        f"a good photo scores above the threshold with probability at most {false_alarm_rate:.1%} (split conformal, "
+        f"{n} {source} good photos; {n} support rates from {attainable_rate(n):.1%} up); 95 % interval of the rate of "
+        f"this very threshold: {interval[0]:.1%} to {interval[1]:.1%}"
+    )
+    if source == "fitted":
+        note += "; the good photos were also fitted, so expect more false alarms: use --folds, or fit with more photos"
+        threshold *= FITTED_MARGIN
     return Calibration(
-        false_alarm_rate, attainable, threshold, tuple(scores), tuple(names), extrapolated, held_out, note, belief,
+        false_alarm_rate, attainable_rate(n), interval, threshold, tuple(scores), tuple(names), source, note, belief,
         detector,
     )  # fmt: skip
+
+
+def recalibrated(calibration: Calibration, false_alarm_rate: float | None) -> Calibration:
+    """The same scores at another rate. Raises: as `calibrate`."""
+    return calibrate(
+        calibration.good_scores, calibration.good_names, false_alarm_rate, calibration.belief,
+        source=calibration.source, detector=calibration.detector,
+    )  # fmt: skip
+
+
+def attainable_rate(photos: int) -> float:
+    """The smallest false-alarm rate that the scores of so many good photos support."""
+    return 1.0 / (photos + 1)
+
+
+def check_attainable(photos: int, false_alarm_rate: float) -> None:
+    """Raises: UsageError where `photos` good photos cannot support `false_alarm_rate`."""
+    if false_alarm_rate < attainable_rate(photos) - 1e-9:
+        needed = math.ceil(1.0 / false_alarm_rate - 1e-9) - 1
+        raise UsageError(
+            f"--false-alarm-rate {false_alarm_rate:g}: {photos} good photos support rates from "
+            f"{attainable_rate(photos):.2%} up, {false_alarm_rate:.2%} needs {needed}; add photos, let every photo be "
+            "scored with --folds, or ask for a higher rate"
+        )
+
+
+def rate_interval(photos: int, false_alarm_rate: float) -> tuple[float, float]:
+    """Middle 95 % of the true false-alarm rate of a threshold calibrated on so many photos."""
+    rank = _rank(photos, false_alarm_rate)
+    spread = stats.beta(photos + 1 - rank, rank)
+    return float(spread.ppf(0.025)), float(spread.ppf(0.975))
+
+
+def conformal_p(calibration: Calibration, score: float) -> float:
+    """The smallest false-alarm rate at which a photo of this score is NG, in (0, 1]; at least `attainable_rate`."""
+    good = calibration.good_scores
+    margin = FITTED_MARGIN if calibration.source == "fitted" else 1.0
+    return (1 + sum(margin * other >= score for other in good)) / (len(good) + 1)
+
+
+def _rank(photos: int, false_alarm_rate: float) -> int:
+    return math.ceil((photos + 1) * (1.0 - false_alarm_rate) - 1e-9)
 
 
 def calibrate_belief(located: Sequence[Located]) -> BeliefLimits:
@@ -119,7 +162,7 @@ def calibrate_belief(located: Sequence[Located]) -> BeliefLimits:
 
 def save_calibration(path: Path, calibration: Calibration) -> None:
     """Write to JSON, atomically."""
-    write_json(path, {"format": "splatad-calibration", "version": 1, **asdict(calibration)})
+    write_json(path, {"format": "splatad-calibration", "version": 2, **asdict(calibration)})
 
 
 def load_calibration(path: Path) -> Calibration:
@@ -129,11 +172,12 @@ def load_calibration(path: Path) -> Calibration:
     """
     try:
         document: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if document.pop("format") != "splatad-calibration" or document.pop("version") != 1:
+        if document.pop("format") != "splatad-calibration" or document.pop("version") != 2:
             raise ValueError("of another version")
         document["belief"] = BeliefLimits(**document["belief"])
         document["good_scores"] = tuple(float(score) for score in document["good_scores"])
         document["good_names"] = tuple(document["good_names"])
+        document["rate_interval"] = tuple(document["rate_interval"])
         document["threshold"] = float(document["threshold"])
         if not math.isfinite(document["threshold"]):
             raise ValueError(f"its threshold is {document['threshold']}")

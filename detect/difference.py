@@ -1,12 +1,14 @@
-"""How a photo differs from the render at its camera: colour and local contrast, without learned weights.
+"""How a photo differs from the render at its camera: colour, local contrast and light, without learned weights.
 
-Channels, each >= 0 and zero for equal images, at full resolution:
+Channels, zero for equal images, at full resolution:
 
 * `colour`: Lab distance / 100 of each pixel to the best match within one pixel in the other image, both ways, so that
   edges off by part of a pixel do not count, a missing part and an added part do;
 * `contrast`: what is left of the difference once its local mean is taken out, as a share of the two images' local
   contrast. Light and gloss change the mean; a burr, a crack or a stain's rim changes the contrast. It is one minus
-  SSIM's contrast-structure term (Wang et al. 2004) over Lab.
+  SSIM's contrast-structure term (Wang et al. 2004) over Lab;
+* `light`: the difference in lightness / 100 with its sign, photo less render: the one that is not >= 0. No map is made
+  of it; what good photos leave of it tells the learned comparison (`detect.comparer`) where gloss is to be expected.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from jaxtyping import Float
 from kornia.color import rgb_to_lab
 from torch import Tensor
 
-CHANNELS = ("colour", "contrast")
+CHANNELS = ("colour", "contrast", "light")
+UNSIGNED = 2  # the first so many are >= 0
 CONTRAST_PX = 3.0  # standard deviation of the window of `contrast`, at 400 px
 CONTRAST_NOISE = 0.03  # local Lab contrast / 100 that camera noise alone may show
 
@@ -26,10 +29,16 @@ def difference_channels(
     photo: Float[Tensor, "height width rgb=3"], render: Float[Tensor, "height width rgb=3"]
 ) -> Float[Tensor, "channel height width"]:
     """The difference of the two images by channel, in the order of CHANNELS."""
-    images = torch.stack([photo, render]).clamp(0, 1).permute(0, 3, 1, 2)
-    lab = rgb_to_lab(images) / 100.0
+    seen, shown = lab_of(photo), lab_of(render)
     sigma = CONTRAST_PX * max(photo.shape[:2]) / 400
-    return torch.stack([tolerant_distance(lab[0], lab[1]), contrast_change(lab[0], lab[1], sigma)])
+    return torch.stack(
+        [tolerant_distance(seen, shown), contrast_change(seen, shown, sigma), seen[0] - shown[0]]
+    )
+
+
+def lab_of(rgb: Float[Tensor, "height width rgb=3"]) -> Float[Tensor, "lab=3 height width"]:
+    """CIE Lab / 100 of sRGB in [0, 1]; values beyond are cut off."""
+    return rgb_to_lab(rgb.clamp(0, 1).permute(2, 0, 1)[None])[0] / 100.0
 
 
 def contrast_change(

@@ -8,6 +8,7 @@ pass of compositing by colour.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,16 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detect.difference import difference_channels
+from detect.difference import CHANNELS, difference_channels
 from prepare.atomic_write import write_with
 from prepare.camera import Camera
 from prepare.errors import InputError
 from recon.fit import Photo
+from recon.gaussians import Gaussians
 from recon.rasterize import ExtraChannels, rasterize
 from recon.reference import Reference
 
-HELD_OUT_WEIGHT = (
-    3.0  # a held-out photo counts so many times: it was not fitted, so it shows what a new photo will
+FITTED_WEIGHT = (
+    0.3  # of a photo that was fitted: one that was not shows what a new photo will, and counts once
 )
 # Evidence counts no further than this. Else the thousandth of a pixel that shines through splats which no photo showed
 # would pass, being well-known background, for knowledge of those splats.
@@ -49,6 +51,8 @@ class ExpectedResidual:
         """Standard deviation of the difference about its mean."""
         return (self.variance - self.mean.square()).clamp_min(0).sqrt()
 
+
+NOTHING_EXPECTED = ExpectedResidual(torch.zeros(0, 0), torch.zeros(0), torch.zeros(0), torch.zeros(0, 0))
 
 Difference = Callable[
     [Float[Tensor, "height width rgb=3"], Float[Tensor, "height width rgb=3"]],
@@ -82,21 +86,44 @@ class ResidualSums:
 
         def mean(sums: Tensor) -> Tensor:
             average = sums.sum(dim=0) / seen.sum().clamp_min(1.0)
-            return (sums.clamp_min(0.0) + PRIOR_PIXELS * average) / (seen + PRIOR_PIXELS)[:, None]
+            return (sums + PRIOR_PIXELS * average) / (seen + PRIOR_PIXELS)[:, None]
 
         background = self.off_squared.clamp_min(0.0) / max(self.off_seen, 1.0)
-        return ExpectedResidual(mean(self.squared), seen, background, mean(self.total))
+        return ExpectedResidual(mean(self.squared.clamp_min(0.0)), seen, background, mean(self.total))
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What is normal at each pixel of one camera's picture."""
+
+    deviation: Float[Tensor, "channel height width"]  # root mean square difference
+    evidence: Float[
+        Tensor, "height width"
+    ]  # px of good photos it rests on, in [0, ENOUGH_PIXELS]; background: all
+    light: Float[Tensor, "height width"]  # mean signed difference in lightness
+    gloss: Float[Tensor, "height width"]  # standard deviation of the part's colour over viewing directions
 
 
 @torch.no_grad()
 def residual_sums(
-    reference: Reference, photo: Photo, difference: Difference = difference_channels
+    reference: Reference,
+    photo: Photo,
+    difference: Difference = difference_channels,
+    unseen: Gaussians | None = None,
 ) -> ResidualSums:
-    """What one good photo, at its own camera, says of each splat."""
+    """What one good photo, at its own camera, says of each splat.
+
+    `unseen` are splats of the same part that were fitted without this photo: then it is compared with their render, as a
+    new photo would be.
+    """
     device = reference.gaussians.device
     camera = photo.camera.moved(photo.camera.world_to_cam.to(device))
-    render = rasterize(reference.gaussians, camera, photo.background.to(device), options=reference.options)
-    apart = difference(photo.rgb.to(device), render.rgb)
+    background = photo.background.to(device)
+    render = rasterize(reference.gaussians, camera, background, options=reference.options)
+    compared = render
+    if unseen is not None:
+        compared = rasterize(unseen.to(device), camera, background, options=reference.options)
+    apart = difference(photo.rgb.to(device), compared.rgb)
     squared = apart.square()
     weight = torch.ones_like(squared[0]) if photo.valid is None else photo.valid.to(device)
     to_splats = _to_splats(reference, camera, torch.cat([squared * weight, weight[None], apart * weight]))
@@ -112,28 +139,33 @@ def residual_sums(
 
 
 @torch.no_grad()
-def expected_deviation(
-    reference: Reference, expected: ExpectedResidual, camera: Camera
-) -> tuple[Float[Tensor, "channel height width"], Float[Tensor, "height width"]]:
-    """Root mean square difference to expect at each pixel by channel, and how much evidence it rests on.
-
-    Evidence is in pixels of the good photos, in [0, ENOUGH_PIXELS]; the background has ENOUGH_PIXELS.
-    """
-    device = reference.gaussians.device
-    values = torch.cat([expected.variance, expected.seen.clamp_max(ENOUGH_PIXELS)[:, None]], dim=1).to(device)
-    background = torch.cat([expected.background, torch.tensor([ENOUGH_PIXELS])]).to(device)
-    shown = rasterize(
-        reference.gaussians, camera, options=reference.options, extra=ExtraChannels(values, background)
-    ).extra
+def expectation(reference: Reference, expected: ExpectedResidual, camera: Camera) -> Expectation:
+    """What good photos would leave in a picture by `camera`."""
+    gaussians = reference.gaussians
+    channels = expected.variance.shape[1]
+    gloss = (gaussians.sh[:, 1:].square().sum(dim=1).mean(dim=1) / (4.0 * math.pi)).sqrt().cpu()
+    light = expected.mean[:, CHANNELS.index("light")]
+    carried = [
+        expected.variance,
+        expected.seen.clamp_max(ENOUGH_PIXELS)[:, None],
+        light[:, None],
+        gloss[:, None],
+    ]
+    values = torch.cat(carried, dim=1).to(gaussians.device)
+    background = torch.cat([expected.background, torch.tensor([ENOUGH_PIXELS, 0.0, 0.0])]).to(values)
+    extra = ExtraChannels(values, background)
+    shown = rasterize(gaussians, camera, options=reference.options, extra=extra).extra
     assert shown is not None
-    return shown[:-1].clamp_min(0).sqrt(), shown[-1]
+    return Expectation(
+        shown[:channels].clamp_min(0).sqrt(), shown[channels], shown[channels + 1], shown[channels + 2]
+    )
 
 
 def save_expected(path: Path, expected: ExpectedResidual) -> None:
     """Write to a .safetensors file, atomically."""
     tensors = {field.name: getattr(expected, field.name).contiguous() for field in fields(expected)}
     write_with(
-        path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-expected-2"})
+        path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-expected-3"})
     )
 
 

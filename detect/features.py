@@ -9,12 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from detect.backbones import Backbone, load_backbone
+from detect.backbones import Backbone
 from detect.difference import difference_channels
 from detect.expected import Difference
-from prepare.errors import InputError
-
-DETECTOR = "difference"
 
 
 def feature_distance(
@@ -52,19 +49,3 @@ def difference_with(backbone: Backbone | None) -> Difference:
         return torch.cat([difference_channels(photo, render), seen[None].to(photo)])
 
     return difference
-
-
-def detector_name(features: str | None) -> str:
-    """What a calibration calls the detector: `difference`, or `difference+NAME` with a backbone."""
-    return DETECTOR if features in (None, "none") else f"{DETECTOR}+{features}"
-
-
-def difference_of(detector: str) -> Difference:
-    """The difference that a detector's name stands for, its backbone loaded.
-
-    Raises: InputError for a name this version does not know; MissingPartError where the weights are not there.
-    """
-    kind, _, features = detector.partition("+")
-    if kind != DETECTOR:
-        raise InputError(f"detector {detector}: unknown to this version; fit the reference again")
-    return difference_with(load_backbone(features) if features else None)

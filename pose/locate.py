@@ -109,22 +109,26 @@ def locate(
     config: LocateConfig | None = None,
     limits: BeliefLimits | None = None,
     landmarks: Landmarks | None = None,
+    start: Camera | None = None,
 ) -> Located | None:
     """The camera that took `rgb` (over the reference's background), None where the photo shows nothing.
 
     `alpha` is the part's share of each pixel as far as known (ones: not known), `lens` the photo's intrinsics at its
     size. Rough cameras come from the index of small renders and, where there are `landmarks`, from matched features
-    too. The result depends on the photo and the reference alone.
+    too; `start`, where it is given, is the only one. The result depends on the photo and the reference alone.
     """
     config, limits = config or LocateConfig(), limits or BeliefLimits()
     background = reference.background if background is None else background
     started = time.perf_counter()
-    hypotheses = rough_cameras(index, rgb, alpha, lens, background, limits, config.hypotheses)
-    if not hypotheses:
-        return None
-    cameras = [hypothesis.camera for hypothesis in hypotheses]
-    if landmarks is not None:
-        cameras = _matched_cameras(landmarks, rgb, alpha, lens) + cameras
+    if start is not None:
+        cameras = [start]
+    else:
+        hypotheses = rough_cameras(index, rgb, alpha, lens, background, limits, config.hypotheses)
+        if not hypotheses:
+            return None
+        cameras = [hypothesis.camera for hypothesis in hypotheses]
+        if landmarks is not None:
+            cameras = _matched_cameras(landmarks, rgb, alpha, lens) + cameras
     pyramid = photo_pyramid(rgb)
     after_coarse = time.perf_counter()
     judge = _Judge(reference, levels, rgb, alpha, background, limits)

@@ -7,10 +7,11 @@ killed and resumed ends in the same bits as one that was not.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -205,6 +206,11 @@ def held_out_indices(count: int, every: int) -> set[int]:
     return set(range(every // 2, count, every))
 
 
+def folds_of(count: int, folds: int) -> list[set[int]]:
+    """The indices of `count` photos dealt out to `folds` folds in turn, so that each fold sees the part from all round."""
+    return [set(range(fold, count, folds)) for fold in range(folds)]
+
+
 def fit_scene(
     scene: Scene,
     config: FitConfig,
@@ -252,17 +258,20 @@ def fit_photos(
     cloud: InitialPoints | None = None,
     checkpoint: Path | None = None,
     device: torch.device | None = None,
+    held_out: Collection[int] | None = None,
     on_progress: Callable[[FitProgress], None] | None = None,
 ) -> Fit:
     """Splats that render as `photos`. See `fit_scene`.
 
+    `held_out` are the indices of the photos to keep from the fit; `config.held_out_every` says which where it is None.
     Torch works in one thread meanwhile: its pool spins, and takes the cores from the kernel's own.
-    Raises: InputError for fewer than two photos.
+    Raises: InputError for fewer than two photos to fit.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    kept = held_out_indices(len(photos), config.held_out_every) if held_out is None else set(held_out)
     try:
-        return _fit(photos, config, cloud, checkpoint, device or torch.device("cpu"), on_progress)
+        return _fit(photos, config, kept, cloud, checkpoint, device or torch.device("cpu"), on_progress)
     finally:
         torch.set_num_threads(threads)
 
@@ -270,21 +279,21 @@ def fit_photos(
 def _fit(
     photos: Sequence[Photo],
     config: FitConfig,
+    held_out: set[int],
     cloud: InitialPoints | None,
     checkpoint: Path | None,
     device: torch.device,
     on_progress: Callable[[FitProgress], None] | None,
 ) -> Fit:
-    if len(photos) < 2:
+    if len(photos) - len(held_out) < 2:
         raise InputError(
-            f"{len(photos)} photo(s): a fit needs two at least, from different sides; add photos"
+            f"{len(photos) - len(held_out)} photo(s): a fit needs two at least, from different sides; add photos"
         )
     started = time.perf_counter()
     perceptual = load_lpips()  # says now, not after the fit, where its files are damaged
-    held_out = held_out_indices(len(photos), config.held_out_every)
     fitted = [i for i in range(len(photos)) if i not in held_out]
     volume = common_volume([photos[i].camera for i in fitted])
-    identity = _identity(photos, config)
+    identity = _identity(photos, config, held_out)
     stored = _load_checkpoint(checkpoint, identity)
     rates = learning_rates(config, volume)
     if stored is None:
@@ -392,7 +401,7 @@ def _fit(
         if (
             checkpoint is not None
             and config.checkpoint_seconds > 0
-            and time.perf_counter() - last_save > config.checkpoint_seconds
+            and (done == schedule.end or time.perf_counter() - last_save > config.checkpoint_seconds)
         ):
             meta = {"step": str(done), "initial_source": source, "schedule": schedule.text()}
             tensors = {
@@ -421,6 +430,48 @@ def _fit(
         for i, photo in enumerate(photos)
     )
     return Fit(gaussians, views, volume, source, schedule.end, time.perf_counter() - started)
+
+
+def cross_fit(
+    photos: Sequence[Photo],
+    config: FitConfig,
+    folds: int,
+    *,
+    cloud: InitialPoints | None = None,
+    checkpoints: Path | None = None,
+    device: torch.device | None = None,
+    on_progress: Callable[[int, FitProgress], None] | None = None,
+) -> list[Fit]:
+    """One fit for each of `folds_of(len(photos), folds)`, without that fold's photos; `on_progress` is told which.
+
+    No fit is wound down early, for that looks at the photos kept from it. With `checkpoints` (a folder) finished fits are
+    kept there and found again, and the one that was stopped goes on.
+
+    Raises: InputError for fewer photos than two a fit.
+    """
+    fits = []
+    for fold, held_out in enumerate(folds_of(len(photos), folds)):
+        own = dataclasses.replace(config, stop_early=False, held_out_every=0, seed=config.seed + 1 + fold)
+        fits.append(
+            fit_photos(
+                photos,
+                own,
+                cloud=cloud,
+                checkpoint=None if checkpoints is None else checkpoints / f"fold-{fold + 1}",
+                device=device,
+                held_out=held_out,
+                on_progress=None if on_progress is None else functools.partial(on_progress, fold),
+            )
+        )
+    return fits
+
+
+def unseen_of(fits: Sequence[Fit], photos: int) -> list[Gaussians]:
+    """For each of so many photos the splats of the one of `cross_fit`'s fits that has not seen it."""
+    folds = folds_of(photos, len(fits))
+    return [
+        next(fit.gaussians for fit, fold in zip(fits, folds, strict=True) if i in fold) for i in range(photos)
+    ]
 
 
 class Schedule:
@@ -670,7 +721,7 @@ def _measure(
     )
 
 
-def _identity(photos: Sequence[Photo], config: FitConfig) -> dict[str, object]:
+def _identity(photos: Sequence[Photo], config: FitConfig, held_out: set[int]) -> dict[str, object]:
     """What a checkpoint must agree with to be resumed."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "checkpoint_seconds"}
     digest = [
@@ -683,7 +734,9 @@ def _identity(photos: Sequence[Photo], config: FitConfig) -> dict[str, object]:
         ]
         for p in photos
     ]
-    return json.loads(json.dumps({"version": 3, "config": settings, "photos": digest}))
+    return json.loads(
+        json.dumps({"version": 4, "config": settings, "photos": digest, "held_out": sorted(held_out)})
+    )
 
 
 def _save_checkpoint(

@@ -37,6 +37,9 @@ COMMANDS = {
         "turn a dataset or photos into scenes; changes no file of yours", "prepare mad-sim --data DATA"
     ),
     "fit": CommandLine("fit Gaussian splats to a scene: the reference", "fit --class NAME"),
+    "calibrate": CommandLine(
+        "the threshold for a chosen false-alarm rate", "calibrate --class NAME --false-alarm-rate 0.01"
+    ),
     "detect": CommandLine(
         "inspect photos: camera, anomaly map, verdict, report", "detect --query PHOTO_OR_FOLDER"
     ),

@@ -151,13 +151,15 @@ class Inspector:
         options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
         with torch.no_grad():
             render = rasterize(reference.gaussians, camera, background.to(device), options=options)
-            anomaly = loaded.detector.anomaly_map(photo.to(device), render, camera)
+            anomaly = loaded.detector.anomaly_map(photo.to(device), image.alpha.to(device), render, camera)
         part_px = int(((render.alpha.cpu() > 0.5) | (image.alpha > 0.5)).sum())
         verdict = decide(located, anomaly, part_px, loaded.calibration)
         defects: tuple[Defect, ...] = ()
         if verdict.name == "NG":
             threshold = min(loaded.calibration.threshold, anomaly.score)
-            defects = find_defects(anomaly, threshold, image.alpha, render, camera)
+            defects = find_defects(
+                anomaly, threshold, photo, image.alpha, render, reference, camera, located.exposure
+            )
         times["compare"] = time.perf_counter() - started
         return Inspection(name, verdict, photo, image.alpha, located, render, anomaly, defects, times, lens)
 

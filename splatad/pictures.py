@@ -7,6 +7,7 @@ px, x1 and y1 exclusive. Colours are RGB in [0, 255]. Every verdict has a sign o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
 
@@ -23,6 +24,23 @@ Colour = tuple[int, int, int]
 # Red, green and amber that differ in lightness too, so that they stay apart for colour-blind readers and in print.
 VERDICT_COLOURS: dict[str, Colour] = {"OK": (22, 128, 74), "NG": (200, 30, 45), "CANNOT TELL": (222, 150, 20)}
 CIRCLE_COLOUR: Colour = (225, 0, 120)  # a magenta: rarer on parts than red
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a kind of defect is drawn: by shape and by colour, so that neither is needed alone."""
+
+    name: str  # as in a style sheet
+    words: str  # for the legend
+    shape: Literal["box", "hexagon", "pill"]  # of the plate that holds the number
+    colour: Colour  # white letters on it have a contrast of 4.5 at least
+
+
+MARKS = (
+    Mark("missing", "something missing", "box", (11, 87, 176)),
+    Mark("added", "something added", "hexagon", (196, 0, 104)),
+    Mark("changed", "looks different", "pill", (160, 80, 0)),
+)
 
 INK: Colour = (28, 32, 38)
 PAPER: Colour = (255, 255, 255)
@@ -83,6 +101,23 @@ def faded(rgb: Float[Tensor, "height width 3"], strength: float = 0.75) -> Float
     """The image without its colours and nearer to white: a map over it is not taken for the part's paint."""
     grey = (rgb * rgb.new_tensor([0.2126, 0.7152, 0.0722])).sum(-1, keepdim=True).expand_as(rgb)
     return rgb * (1 - strength) + (0.35 + 0.65 * grey) * strength
+
+
+def mark_of(kind: str) -> Mark:
+    """The mark of a kind of defect told in words: of "missing" or "added" where the words hold that, else of "changed"."""
+    return next((mark for mark in MARKS[:2] if mark.name in kind.casefold()), MARKS[2])
+
+
+def hatched(
+    rgb: Float[Tensor, "height width 3"], mask: Bool[Tensor, "height width"]
+) -> Float[Tensor, "height width 3"]:
+    """The image with slanted grey-blue stripes over the mask: nothing can be said there."""
+    height, width = mask.shape
+    pitch = max(6, round(max(height, width) / 50))
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    stripe = (rows + columns) % pitch < max(2, pitch // 3)
+    cover = torch.where(stripe, 0.75, 0.25).to(rgb) * mask.to(rgb)
+    return rgb * (1 - cover[..., None]) + rgb.new_tensor([0.35, 0.45, 0.6]) * cover[..., None]
 
 
 def draw_boxes(

@@ -10,23 +10,25 @@ from pathlib import Path
 import torch
 
 from detect.anomaly_map import DifferenceDetector
-from detect.calibrate import Calibration, calibrate, calibrate_belief, load_calibration, save_calibration
-from detect.expected import (
-    HELD_OUT_WEIGHT,
-    ResidualSums,
-    load_expected,
-    residual_sums,
-    save_expected,
+from detect.calibrate import (
+    Calibration,
+    ScoreSource,
+    attainable_rate,
+    calibrate,
+    calibrate_belief,
+    load_calibration,
+    save_calibration,
 )
-from detect.features import detector_name, difference_of
+from detect.detectors import DETECTOR, detector_of
+from detect.expected import NOTHING_EXPECTED, ExpectedResidual, load_expected, save_expected
+from detect.good_photos import look_at_good_photos, score_good_photos
 from pose.index import PoseIndex, build_index, load_index, save_index
 from pose.keypoints import extractor
 from pose.landmarks import Landmarks, build_landmarks, load_landmarks, save_landmarks
-from pose.locate import BeliefLimits, Located, locate
 from pose.pyramid import SplatLevels
 from prepare.errors import InputError, UsageError
 from recon.fit import Photo
-from recon.rasterize import RasterOptions, rasterize
+from recon.gaussians import Gaussians
 from recon.reference import Reference, load_reference, save_reference
 from splatad.workspace import Workspace
 
@@ -60,7 +62,6 @@ def load_whole_reference(folder: Path, device: torch.device | None = None) -> Lo
     if device is not None and device.type != "cpu":
         reference = _on_device(reference, device)
     calibration = load_calibration(folder / CALIBRATION)
-    difference = difference_of(calibration.detector)
     expected = load_expected(folder / EXPECTED)
     if len(expected.seen) != len(reference.gaussians):  # the rasteriser would read beyond them
         raise InputError(
@@ -71,7 +72,7 @@ def load_whole_reference(folder: Path, device: torch.device | None = None) -> Lo
         reference,
         SplatLevels(reference.gaussians),
         load_index(folder / INDEX),
-        DifferenceDetector(reference, expected, difference),
+        detector_of(calibration.detector, reference, expected),
         calibration,
         load_landmarks(folder / LANDMARKS) if (folder / LANDMARKS).exists() else None,
     )
@@ -81,22 +82,23 @@ def finish_reference(
     folder: Path,
     reference: Reference,
     photos: Sequence[Photo],
-    false_alarm_rate: float,
+    false_alarm_rate: float | None,
     *,
-    features: str | None = None,
+    unseen: Sequence[Gaussians | None] | None = None,
+    detector: str = DETECTOR,
     keypoints: str | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> LoadedReference:
     """Index, residual statistics and calibration of a fitted reference, written with it into `folder`.
 
-    Each held-out photo is located and scored as a query would be, with its own residuals taken out of the statistics.
-    `features` names an ImageNet backbone whose channel joins the weights-free ones, `keypoints` an extractor of local
-    features that give rough cameras beside the small renders. `on_step` is told (stage, done, all).
+    Each good photo is located and scored as a query would be, by splats that have not seen it: `unseen[i]` of
+    `recon.fit.cross_fit`, or those of the reference where it was held out. `detector` is a name of `detect.features`,
+    `keypoints` an extractor of local features that give rough cameras beside the small renders. `on_step` is told (stage,
+    done, all).
 
-    Raises: MissingPartError where weights or a package for these are not there.
+    Raises: MissingPartError where weights or a package for these are not there; UsageError for a false-alarm rate that the
+    photos cannot support.
     """
-    detector_id = detector_name(features)
-    difference = difference_of(detector_id)
 
     def tell(stage: str) -> Callable[[int, int], None]:
         return lambda done, total: on_step(stage, done, total) if on_step is not None else None
@@ -106,54 +108,10 @@ def finish_reference(
     landmarks = None
     if keypoints is not None:
         landmarks = build_landmarks(reference, extractor(keypoints), on_view=tell("landmarks"))
-    kept = [view.held_out for view in reference.views]
-    total: ResidualSums | None = None
-    own: dict[int, ResidualSums] = {}
-    scored = [i for i, held_out in enumerate(kept) if held_out] or list(range(len(photos)))
-    for i, photo in enumerate(photos):
-        sums = residual_sums(reference, photo, difference)
-        weight = HELD_OUT_WEIGHT if kept[i] else 1.0
-        total = sums.plus(sums, weight - 1.0) if total is None else total.plus(sums, weight)
-        if i in scored:
-            own[i] = sums.plus(sums, weight - 1.0)
-        tell("what good photos leave")(i + 1, len(photos))
-    if total is None:
-        raise InputError(f"reference {reference.name}: no photos; fit it again")
-
-    located: list[Located] = []
-    scores: list[float] = []
-    names: list[str] = []
-    open_limits = BeliefLimits(
-        least_inliers=0.0, least_overlap=0.0, least_in_frame=0.0, most_sigma_deg=float("inf")
+    unseen = unseen or [None] * len(photos)
+    expected, calibration = calibrate_reference(
+        reference, index, photos, unseen, false_alarm_rate, detector, on_step
     )
-    for done, i in enumerate(scored):
-        photo = photos[i]
-        found = locate(
-            reference,
-            index,
-            levels,
-            photo.rgb,
-            photo.alpha,
-            photo.camera,
-            background=photo.background,
-            limits=open_limits,
-            landmarks=landmarks,
-        )
-        if found is not None:
-            detector = DifferenceDetector(reference, total.plus(own[i], -1.0).expected(), difference)
-            device = reference.gaussians.device
-            camera = found.camera.moved(found.camera.world_to_cam.to(device))
-            options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
-            with torch.no_grad():
-                render = rasterize(reference.gaussians, camera, photo.background.to(device), options=options)
-            located.append(found)
-            scores.append(detector.anomaly_map(photo.rgb.to(device), render, camera).score)
-            names.append(photo.name)
-        tell("calibration")(done + 1, len(scored))
-    calibration = calibrate(
-        scores, names, false_alarm_rate, calibrate_belief(located), held_out=any(kept), detector=detector_id
-    )
-    expected = total.expected()
     save_index(folder / INDEX, index)
     if landmarks is None:
         (folder / LANDMARKS).unlink(missing_ok=True)  # of an earlier fit
@@ -162,9 +120,39 @@ def finish_reference(
     save_expected(folder / EXPECTED, expected)
     save_calibration(folder / CALIBRATION, calibration)
     save_reference(folder, reference)
-    return LoadedReference(
-        reference, levels, index, DifferenceDetector(reference, expected, difference), calibration, landmarks
-    )
+    judge = detector_of(detector, reference, expected)
+    return LoadedReference(reference, levels, index, judge, calibration, landmarks)
+
+
+def calibrate_reference(
+    reference: Reference,
+    index: PoseIndex,
+    photos: Sequence[Photo],
+    unseen: Sequence[Gaussians | None],
+    false_alarm_rate: float | None,
+    detector: str,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> tuple[ExpectedResidual, Calibration]:
+    """What good photos leave, and the threshold, from the reference's own photos. See `finish_reference`."""
+
+    def tell(stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: on_step(stage, done, total) if on_step is not None else None
+
+    judge = detector_of(detector, reference, NOTHING_EXPECTED)
+    good = look_at_good_photos(judge, photos, unseen, tell("what good photos leave"))
+    scored = score_good_photos(judge, index, photos, unseen, good, tell("calibration"))
+    source: ScoreSource = "held-out"
+    if any(one is not None for one in unseen):
+        source = "cross-fitted"
+    elif not any(good.new):
+        source = "fitted"
+    rate = false_alarm_rate
+    if rate is not None and len(scored.scores) < sum(good.new):
+        # The caller has checked the rate against all photos; some were not found again, and it does not hang on these.
+        rate = max(rate, attainable_rate(len(scored.scores)))
+    belief = calibrate_belief(scored.located)
+    calibration = calibrate(scored.scores, scored.names, rate, belief, source=source, detector=detector)
+    return good.expected, calibration
 
 
 def find_reference(workspace: Workspace, name: str | None, folder: Path | None) -> Path:

@@ -1,7 +1,9 @@
 """One self-contained HTML file per run for people to look at: verdicts, pictures with the defects circled, figures.
 
 The file needs no network and no other file. Photos are taken one by one from `ReportRun.photos` (a generator will do)
-and their cards go to the disk at once, so a run of hundreds of photos needs the memory of one.
+and their cards go to the disk at once, so a run of hundreds of photos needs the memory of one. Pictures are kept at the
+photo's own pixels, for the lens that magnifies, up to `FULL_PX`; where a page grows beyond `PAGE_BUDGET` bytes, those of
+its further photos are scaled down to `SMALL_PX`. Defects are drawn over the pictures, not into them.
 """
 
 from __future__ import annotations
@@ -11,32 +13,38 @@ import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Literal
 
 import jinja2
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from markupsafe import Markup
 from torch import Tensor
 
-from detect.metrics import roc_curve
 from prepare.atomic_write import write_with
 from prepare.camera import fit_within
 from prepare.errors import InputError
-from splatad.pictures import circle_defects, faded, map_colours, overlay_map, resized, to_bytes
+from splatad.part_picture import PartDefect, PartView
+from splatad.pictures import MARKS, faded, hatched, map_colours, mark_of, overlay_map, resized, to_bytes
+from splatad.report_marks import DrawnMark, drawn_mark
+from splatad.report_plots import PlottedPhoto, figure, roc_plot, score_plot, stage_times
 
 Verdict = Literal["OK", "NG", "CANNOT TELL"]
 VERDICTS: tuple[Verdict, ...] = ("NG", "CANNOT TELL", "OK")  # what needs a look first
-GOOD_LABEL = "good"  # the label of a photo known to be without defect
+FULL_PX = 800  # longest side of a picture in the page; a photo up to this size is there pixel for pixel
+SMALL_PX = 480  # the same once the page is large
+PAGE_BUDGET = 48_000_000  # bytes: some 450 photos of 400 px, or 120 of 800 px, at full size
 
 _SLUGS = {"OK": "ok", "NG": "ng", "CANNOT TELL": "ct"}
 _CLOSE_UPS = 8  # defects per photo that get a close-up; the table lists all
 _CLOSE_UP_PX = 132
 _THUMBNAIL_PX = 72
 _COPY_CHARACTERS = 1 << 20
+_MOST_MARKED = 40  # defects on the pictures of a part, the strongest
+_MOST_NUMBERED = 16  # from more on, marks there are small and without numbers
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class ReportDefect:
     box: tuple[int, int, int, int]  # x0, y0, x1, y1 in px of the photo, x1 and y1 exclusive
     centre_xyz: tuple[float, float, float] | None  # position on the part, world units; None where unknown
     peak: float  # highest value of the map inside, in the map's units
+    extent: float | None = None  # diagonal of its 3D bounding box, world units; None where unknown
+    fused: int | None = None  # the number of the defect of `ReportRun.fused` that this one is a sight of
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,30 @@ class ReportPhoto:
     label: str | None  # what is known to be true, for a test: "good" or the defect's name
     seconds: Mapping[str, float]  # s per stage, in the order they ran
     part: str | None = None  # the reference it shows, where the run is over several; None: none of them
+    unknown: Bool[Tensor, "map_height map_width"] | None = None  # where nothing can be said; None: nowhere
+
+
+@dataclass(frozen=True)
+class ReportFusedDefect:
+    """One defect of the part, put together from several photos of it."""
+
+    number: int  # from 1
+    kind: str  # what it may be, in words, as in `ReportDefect`
+    centre_xyz: tuple[float, float, float]  # world units
+    extent: float | None  # diagonal of its 3D bounding box, world units; None where unknown
+    seen_in: tuple[str, ...]  # names of the photos that show it
+    peak: float  # the highest of the photos' peaks, in the map's units
+
+
+@dataclass(frozen=True)
+class ReportFused:
+    """What several photos of one and the same part say together."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...]  # plain sentences
+    photos: int  # that took part
+    defects: tuple[ReportFusedDefect, ...]
+    coverage: float | None = None  # share of the part's surface that the photos show, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -90,73 +124,55 @@ class ReportRun:
     footer: Mapping[str, str]  # versions, machine, resolved config; a value of several lines is folded away
     map_range: tuple[float, float]  # values of the map from which colour starts and at which it is full
     several: bool = False  # photos are of different references and each names its own
+    # By the reference's name: the part from a few sides, such as `PartPictures(reference).views`; may be empty.
+    part_views: Mapping[str, Callable[[Sequence[PartDefect]], Sequence[PartView]]] = field(
+        default_factory=dict
+    )
+    scale_to_mm: float | None = None  # millimetres per world unit; None where unknown
+    fused: ReportFused | None = None  # where all photos are of one and the same part
 
 
 @dataclass(frozen=True)
-class _Summary:
+class _Summary(PlottedPhoto):
     """What stays in memory of a photo once its card is written."""
 
-    number: int
-    name: str
-    verdict: Verdict
-    slug: str
     reason: str
-    score: float | None
-    label: str | None
     defects: int
-    seconds: float | None
     part: str | None
     thumbnail: str  # data URI
 
-
-@dataclass(frozen=True)
-class _Bar:
-    x: float
-    y: float
-    width: float
-    height: float
-    title: str
+    @property
+    def total_seconds(self) -> float | None:
+        return sum(self.seconds.values()) if self.seconds else None
 
 
 @dataclass(frozen=True)
-class _Dot:
-    x: float
-    y: float
-    number: int
-    slug: str
-    title: str
+class _Placed:
+    """A defect that has a place on the part, for the pictures of the part."""
+
+    defect: PartDefect
+    key: str  # names its row ("d" + key) and its mark on the part ("p" + key)
+    peak: float
+    name: str  # of the photo
 
 
 @dataclass(frozen=True)
-class _ScorePlot:
-    """Geometry of the score picture in its own units: good views as bars above the axis, photos as dots below."""
+class _PartRow:
+    """The pictures of one part."""
 
-    width: float
-    height: float
-    axis_y: float
-    bars: list[_Bar]
-    dots: list[_Dot]
-    radius: float
-    ticks: list[tuple[float, str]]  # x and its label
-    threshold_x: float | None
-    logarithmic: bool
-    left_out: int  # photos without a score
-
-
-@dataclass(frozen=True)
-class _RocPlot:
-    points: str  # an SVG polyline in a square of 100 x 100, y down
-    area: float
-    good: int
-    defective: int
-    left_out: int  # photos with a known label but no score
+    name: str
+    pictures: list[tuple[str, int, int, list[DrawnMark]]]  # data URI, width, height, marks
+    out_of_sight: list[_Placed]  # seen from none of the sides
+    shown: int
+    all: int  # defects of the run, placed or not
+    numbered: bool
 
 
 def write_report(
     run: ReportRun,
     path: Path,
     *,
-    picture_px: int = 480,
+    picture_px: int = FULL_PX,
     on_photo: Callable[[str], object] | None = None,
 ) -> None:
     """Write the run as one HTML file at `path`, whole or not at all; pictures are at most `picture_px` px long.
@@ -174,20 +190,46 @@ def write_report(
 def _write(run: ReportRun, path: Path, picture_px: int, on_photo: Callable[[str], object] | None) -> None:
     environment = _templates()
     card = environment.get_template("report_photo.html")
-    # The head of the page counts and plots all photos, so their cards wait on the disk. A file name may hold bytes
-    # that are no text; they are written out as escapes.
-    with (
-        tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8", errors="backslashreplace") as cards,
-        path.open("w", encoding="utf-8", errors="backslashreplace") as page,
-    ):
-        summaries = []
+    # The head of the page counts and plots all photos, so their cards wait on the disk, those that need a look first
+    # in front. A file name may hold bytes that are no text; they are written out as escapes.
+    with ExitStack() as stack:
+        cards = {
+            verdict: stack.enter_context(
+                tempfile.TemporaryFile("w+", dir=path.parent, encoding="utf-8", errors="backslashreplace")
+            )
+            for verdict in VERDICTS
+        }
+        page = stack.enter_context(path.open("w", encoding="utf-8", errors="backslashreplace"))
+        summaries: list[_Summary] = []
+        placed: dict[str, list[_Placed]] = {}
+        found: dict[str, int] = {}
+        written = 0
         for number, photo in enumerate(_taken(run.photos), start=1):
-            cards.write(card.render(_card(photo, number, run, picture_px)))
+            limit_px = picture_px if written < PAGE_BUDGET else min(picture_px, SMALL_PX)
+            text = card.render(_card(photo, number, run, limit_px))
+            cards[photo.verdict].write(text)
+            written += len(text)
             summaries.append(_summary(photo, number))
+            part = photo.part if run.several else run.reference
+            if part is not None:
+                found[part] = found.get(part, 0) + len(photo.defects)
+                placed.setdefault(part, []).extend(_placed(photo, number))
             if on_photo is not None:
                 on_photo(photo.name)
-        cards.seek(0)
-        for piece in environment.get_template("report.html").generate(_page(run, summaries, _pieces(cards))):
+        if run.fused is not None:
+            found = {run.reference: len(run.fused.defects)}
+            placed = {run.reference: _placed_of_fused(run.fused)}
+        elif len(summaries) == 1:
+            placed = {part: [_without_photo(p) for p in those] for part, those in placed.items()}
+        parts = [
+            _part_row(part, views, placed.get(part, []), found.get(part, 0))
+            for part, views in run.part_views.items()
+            if found.get(part)
+        ]
+        for part_of in cards.values():
+            part_of.seek(0)
+        pieces = (piece for verdict in VERDICTS for piece in _pieces(cards[verdict]))
+        for piece in environment.get_template("report.html").generate(_page(run, summaries, parts, pieces)):
             page.write(piece)
 
 
@@ -200,7 +242,14 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"figure": _figure, "seconds": _seconds, "xyz": _xyz}
+    environment.filters |= {
+        "figure": figure,
+        "seconds": _seconds,
+        "xyz": _xyz,
+        "size": _size,
+        "sentence": _sentence,
+        "mark": mark_of,
+    }
     return environment
 
 
@@ -218,66 +267,67 @@ def _pieces(text: IO[str]) -> Iterator[Markup]:
         yield Markup(piece)
 
 
-def _page(run: ReportRun, summaries: Sequence[_Summary], cards: Iterator[Markup]) -> dict[str, object]:
+def _page(
+    run: ReportRun, summaries: Sequence[_Summary], parts: Sequence[_PartRow], cards: Iterator[Markup]
+) -> dict[str, object]:
     columns = list(dict.fromkeys(column for row in (run.metrics or {}).values() for column in row))
     low, high = run.map_range
+    at_limit = None if run.threshold is None else (run.threshold - low) / (high - low)
     return {
         "run": run,
-        "summaries": summaries,
+        "summaries": sorted(summaries, key=_urgency),
         "cards": cards,
+        "parts": parts,
+        "numbers": {s.name: s.number for s in summaries},
         "counts": [
             (verdict, _SLUGS[verdict], sum(1 for s in summaries if s.verdict == verdict))
             for verdict in VERDICTS
         ],
+        "slugs": _SLUGS,
         "false_alarms": _false_alarms_in_words(run.false_alarm_rate),
         "labelled": any(s.label is not None for s in summaries),
-        "timed": any(s.seconds is not None for s in summaries),
-        "plot": _score_plot(run.good_scores, summaries, run.threshold),
-        "roc": _roc_plot(summaries),
+        "timed": any(s.seconds for s in summaries),
+        "plot": score_plot(run.good_scores, summaries, run.threshold),
+        "roc": roc_plot(summaries, run.threshold),
+        "times": stage_times(summaries),
         "metric_columns": columns,
         "map_gradient": _css_gradient(),
-        "map_ticks": [low, (low + high) / 2, high],
+        "map_ends": (low, high),
+        "map_limit_percent": round(100 * at_limit, 2)
+        if at_limit is not None and 0.1 < at_limit < 0.9
+        else None,
+        "marks": MARKS,
         "short_footer": {name: value for name, value in run.footer.items() if "\n" not in value},
         "long_footer": {name: value for name, value in run.footer.items() if "\n" in value},
     }
+
+
+def _urgency(summary: _Summary) -> tuple[int, float]:
+    """What needs a look first: by verdict, then the highest score."""
+    score = summary.score if summary.score is not None else -math.inf
+    return VERDICTS.index(summary.verdict), -score
 
 
 def _card(photo: ReportPhoto, number: int, run: ReportRun, picture_px: int) -> dict[str, object]:
     height, width = photo.photo.shape[:2]
     shown_width, shown_height = fit_within(width, height, picture_px)
     small = resized(photo.photo, shown_width, shown_height)
-    x_ratio, y_ratio = shown_width / width, shown_height / height
-    boxes = [
-        (
-            math.floor(d.box[0] * x_ratio),
-            math.floor(d.box[1] * y_ratio),
-            math.ceil(d.box[2] * x_ratio),
-            math.ceil(d.box[3] * y_ratio),
-        )
-        for d in photo.defects
-    ]
-    labels = [str(index) for index in range(1, len(boxes) + 1)]
     pictures: list[tuple[str, str, str | None]] = [  # name, what it is, data URI
-        (
-            "Photo",
-            "with the defects circled" if boxes else "as it came",
-            _jpeg(circle_defects(small, boxes, labels)),
-        ),
+        ("Photo", "with the defects circled" if photo.defects else "as it came", _jpeg(small)),
         ("Reference", "the good part from the same side", None),
         ("Differences", "where they differ, coloured", None),
     ]
     if photo.render is not None:
         pictures[1] = (*pictures[1][:2], _jpeg(resized(photo.render, shown_width, shown_height)))
+    unknown = photo.unknown is not None and bool(photo.unknown.any())
     if photo.anomaly_map is not None:
         values = torch.nan_to_num(photo.anomaly_map.detach().float(), nan=0.0, posinf=run.map_range[1])
-        values = torch.nn.functional.interpolate(
-            values[None, None],
-            (shown_height, shown_width),
-            mode="bilinear",
-            align_corners=False,
-            antialias=True,
-        )[0, 0]
-        pictures[2] = (*pictures[2][:2], _jpeg(overlay_map(faded(small), values, *run.map_range)))
+        values = _scaled(values, shown_width, shown_height)
+        ground = faded(small)
+        if photo.unknown is not None and unknown:
+            ground = hatched(ground, _scaled(photo.unknown.float(), shown_width, shown_height) > 0.5)
+        pictures[2] = (*pictures[2][:2], _jpeg(overlay_map(ground, values, *run.map_range)))
+    part_is_drawn = (photo.part if run.several else run.reference) in run.part_views
     return {
         "photo": photo,
         "number": number,
@@ -285,12 +335,142 @@ def _card(photo: ReportPhoto, number: int, run: ReportRun, picture_px: int) -> d
         "pictures": pictures,
         "width": shown_width,
         "height": shown_height,
+        "shown_percent": round(100 * shown_width / width),
+        "unknown": unknown,
+        "marks": _photo_marks(photo, number, shown_width, shown_height),
         "close_ups": [_close_up(photo, d) for d in photo.defects[:_CLOSE_UPS]],
         "threshold": run.threshold,
         "several": run.several,
+        "fused": run.fused is not None,
+        "on_part": part_is_drawn and run.fused is None,
+        "scale_to_mm": run.scale_to_mm,
         "total_seconds": sum(photo.seconds.values()) if photo.seconds else None,
+        "shares": _shares(photo.seconds),
         "close_up_px": _CLOSE_UP_PX,
     }
+
+
+def _shares(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The stages with their share of the whole in percent."""
+    whole = sum(seconds.values())
+    return [(stage, round(100 * value / whole, 2)) for stage, value in seconds.items()] if whole > 0 else []
+
+
+def _scaled(
+    values: Float[Tensor, "_height _width"], width: int, height: int
+) -> Float[Tensor, "height width"]:
+    return torch.nn.functional.interpolate(
+        values[None, None], (height, width), mode="bilinear", align_corners=False, antialias=True
+    )[0, 0]
+
+
+def _photo_marks(photo: ReportPhoto, number: int, width: int, height: int) -> list[DrawnMark]:
+    """A ring round each defect's box, a margin away so that the defect itself stays uncovered, with its number."""
+    x_ratio, y_ratio = width / photo.photo.shape[1], height / photo.photo.shape[0]
+    longest = max(width, height)
+    least, margin = 0.035 * longest, 0.012 * longest
+    marks: list[DrawnMark] = []
+    for index, defect in enumerate(photo.defects, start=1):
+        x0, y0, x1, y1 = defect.box
+        # An ellipse through the corners of the box is wider than it by the square root of two.
+        rx = max(least, (x1 - x0) * x_ratio / 2**0.5 + margin)
+        ry = max(least, (y1 - y0) * y_ratio / 2**0.5 + margin)
+        marks.append(
+            drawn_mark(
+                key=f"{number}-{index}",
+                label=str(index),
+                kind=defect.kind,
+                title=f"defect {index}: {defect.kind}",
+                centre=((x0 + x1) / 2 * x_ratio, (y0 + y1) / 2 * y_ratio),
+                radii=(rx, ry),
+                size=(width, height),
+                letter_px=0.042 * longest,
+                taken=[mark.plate for mark in marks],
+            )
+        )
+    return marks
+
+
+def _placed(photo: ReportPhoto, number: int) -> list[_Placed]:
+    return [
+        _Placed(
+            PartDefect(f"{number}.{index}", d.kind, d.centre_xyz, d.extent),
+            f"{number}-{index}",
+            d.peak,
+            photo.name,
+        )
+        for index, d in enumerate(photo.defects, start=1)
+        if d.centre_xyz is not None
+    ]
+
+
+def _placed_of_fused(fused: ReportFused) -> list[_Placed]:
+    return [
+        _Placed(
+            PartDefect(str(d.number), d.kind, d.centre_xyz, d.extent),
+            f"f{d.number}",
+            d.peak,
+            ", ".join(d.seen_in),
+        )
+        for d in fused.defects
+    ]
+
+
+def _without_photo(placed: _Placed) -> _Placed:
+    """The same, numbered as in the only photo."""
+    return replace(placed, defect=replace(placed.defect, label=placed.defect.label.split(".")[1]))
+
+
+def _part_row(
+    part: str,
+    views_of: Callable[[Sequence[PartDefect]], Sequence[PartView]],
+    placed: Sequence[_Placed],
+    found: int,
+) -> _PartRow:
+    """The part from a few sides, its strongest defects marked; each has one mark that links lead to."""
+    strongest = sorted(placed, key=lambda one: -one.peak)[:_MOST_MARKED]
+    views = views_of([one.defect for one in strongest]) if strongest else ()
+    numbered = len(strongest) <= _MOST_NUMBERED
+    anchored: set[int] = set()
+    shown = []
+    for view in views:
+        marks = _part_marks(view, strongest, numbered, anchored)
+        shown.append((_jpeg(view.picture), view.camera.width, view.camera.height, marks))
+    unseen = [one for index, one in enumerate(strongest) if index not in anchored]
+    unseen += [one for one in placed if one not in strongest]
+    return _PartRow(part, shown, unseen, len(anchored), found, numbered)
+
+
+def _part_marks(
+    view: PartView, placed: Sequence[_Placed], numbered: bool, anchored: set[int]
+) -> list[DrawnMark]:
+    """The view's marks, hidden ones first so that visible ones lie over them; adds to `anchored` those links lead to."""
+    size = (view.camera.width, view.camera.height)
+    marks: list[DrawnMark] = []
+    for marker in sorted(view.markers, key=lambda m: m.visible):
+        one = placed[marker.index]
+        anchor = marker.visible and marker.index not in anchored
+        if anchor:
+            anchored.add(marker.index)
+        least = 0.022 * max(size)
+        radius = max(marker.radius_px, least) if marker.visible else least  # many hidden ones would clutter
+        behind = "" if marker.visible else "; behind the part as seen from here"
+        marks.append(
+            drawn_mark(
+                key=one.key,
+                label=one.defect.label if numbered and marker.visible else "",
+                kind=one.defect.kind,
+                title=f"defect {one.defect.label}: {one.defect.kind}, {one.name}{behind}",
+                centre=(marker.x_px, marker.y_px),
+                radii=(radius, radius),
+                size=size,
+                letter_px=0.042 * max(size),
+                taken=[mark.plate for mark in marks],
+                dashed=not marker.visible,
+                anchor=anchor,
+            )
+        )
+    return marks
 
 
 def _close_up(photo: ReportPhoto, defect: ReportDefect) -> tuple[str, str | None]:
@@ -322,121 +502,10 @@ def _summary(photo: ReportPhoto, number: int) -> _Summary:
         reason=photo.reasons[0] if photo.reasons else "",
         score=photo.score if photo.score is not None and math.isfinite(photo.score) else None,
         label=photo.label,
+        seconds=photo.seconds,
         defects=len(photo.defects),
-        seconds=sum(photo.seconds.values()) if photo.seconds else None,
         part=photo.part,
         thumbnail=_jpeg(thumbnail),
-    )
-
-
-def _score_plot(
-    good_scores: Sequence[float], summaries: Sequence[_Summary], threshold: float | None
-) -> _ScorePlot | None:
-    """Where the scores lie; None where there is none. The axis is logarithmic where a few scores dwarf the rest."""
-    good = [score for score in good_scores if math.isfinite(score)]
-    scored = [(s, s.score) for s in summaries if s.score is not None]
-    values = good + [score for _, score in scored] + ([] if threshold is None else [threshold])
-    if not good and not scored:
-        return None
-    width, axis_y, room, margin, bins = 520.0, 118.0, 96.0, 14.0, 44
-    logarithmic = min(values) > 0 and max(values) > 12 * float(np.median(values))
-    low, high = min(values), max(values)
-    if logarithmic:
-        low, high = low / 1.15, high * 1.15
-    else:
-        padding = 0.04 * (high - low) or max(1e-6, 0.1 * abs(high))
-        low, high = (0.0 if 0 <= low < 0.35 * high else low - padding), high + padding
-
-    def share(value: float) -> float:
-        if logarithmic:
-            return math.log(value / low) / math.log(high / low)
-        return (value - low) / (high - low)
-
-    def x_of(value: float) -> float:
-        return round(margin + share(value) * (width - 2 * margin), 2)
-
-    step = (width - 2 * margin) / bins
-    counts = [0] * bins
-    for score in good:
-        counts[min(bins - 1, int(share(score) * bins))] += 1
-    tallest = max([1, *counts])
-    bars = [
-        _Bar(
-            x=round(margin + index * step + 0.5, 2),
-            y=round(axis_y - count / tallest * (axis_y - 22), 2),
-            width=round(step - 1, 2),
-            height=round(count / tallest * (axis_y - 22), 2),
-            title=f"{count} good view{'s' if count != 1 else ''}",
-        )
-        for index, count in enumerate(counts)
-        if count
-    ]
-    # Photos of one bin hang below the axis one under the other, the highest score last.
-    columns: dict[int, list[tuple[_Summary, float]]] = {}
-    for summary, score in sorted(scored, key=lambda pair: pair[1]):
-        columns.setdefault(min(bins - 1, int(share(score) * bins)), []).append((summary, score))
-    deepest = max([1, *(len(column) for column in columns.values())])
-    pitch = min(step, room / deepest)
-    dots = [
-        _Dot(
-            x=round(margin + (index + 0.5) * step, 2),
-            y=round(axis_y + 24 + (place + 0.5) * pitch, 2),
-            number=summary.number,
-            slug=summary.slug,
-            title=f"{summary.name}: {_figure(score)}, {summary.verdict}"
-            + (f" (known: {summary.label})" if summary.label else ""),
-        )
-        for index, column in columns.items()
-        for place, (summary, score) in enumerate(column)
-    ]
-    ticks = _log_ticks(low, high) if logarithmic else _ticks(low, high)
-    return _ScorePlot(
-        width=width,
-        height=round(axis_y + 32 + deepest * pitch, 2),
-        axis_y=axis_y,
-        bars=bars,
-        dots=dots,
-        radius=round(0.43 * pitch, 2),
-        ticks=[(x_of(tick), f"{tick:g}") for tick in ticks],
-        threshold_x=None if threshold is None else x_of(threshold),
-        logarithmic=logarithmic,
-        left_out=len(summaries) - len(scored),
-    )
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Five to ten round values from `low` to `high`."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = max(s for s in (1, 2, 5) if s * power <= rough) * power
-    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """The values 1, 2, 5 times powers of ten from `low` to `high`, or only the powers where that is too many."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
-    return [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
-
-
-def _roc_plot(summaries: Sequence[_Summary]) -> _RocPlot | None:
-    """The ROC curve over photos with a known label and a score; None where good or defective ones are missing."""
-    known = [
-        (s.score, s.label.casefold() != GOOD_LABEL)
-        for s in summaries
-        if s.label is not None and s.score is not None
-    ]
-    defective = sum(1 for _, is_defective in known if is_defective)
-    if defective in (0, len(known)):
-        return None
-    curve = roc_curve(np.array([score for score, _ in known]), np.array([truth for _, truth in known]))
-    points = " ".join(f"{100 * x:.2f},{100 - 100 * y:.2f}" for x, y in zip(curve.fpr, curve.tpr, strict=True))
-    return _RocPlot(
-        points=points,
-        area=curve.area,
-        good=len(known) - defective,
-        defective=defective,
-        left_out=sum(1 for s in summaries if s.label is not None and s.score is None),
     )
 
 
@@ -459,19 +528,6 @@ def _jpeg(rgb: Float[Tensor, "height width 3"]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(to_bytes(rgb, "JPEG")).decode("ascii")
 
 
-def _figure(value: float | str | None) -> str:
-    """Three significant digits, no exponents where a plain number will do; text as it is; a dash for nothing."""
-    if isinstance(value, str):
-        return value
-    if value is None or math.isnan(value):
-        return "–"
-    if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.2e}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-    text = f"{value:,.{min(decimals, 5)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text and abs(value) < 1 else text
-
-
 def _seconds(value: float | None) -> str:
     if value is None:
         return "–"
@@ -480,5 +536,23 @@ def _seconds(value: float | None) -> str:
     )
 
 
-def _xyz(centre: tuple[float, float, float] | None) -> str:
-    return "–" if centre is None else ", ".join(f"{value:.3f}" for value in centre)
+def _xyz(centre: tuple[float, float, float] | None, scale_to_mm: float | None = None) -> str:
+    """A place on the part, in millimetres where the scale is known, else in the scene's units."""
+    if centre is None:
+        return "–"
+    if scale_to_mm is not None:
+        return ", ".join(f"{value * scale_to_mm:.1f}" for value in centre)
+    return ", ".join(f"{value:.3f}" for value in centre)
+
+
+def _size(extent: float | None, scale_to_mm: float | None = None) -> str:
+    if extent is None:
+        return "–"
+    return f"{extent:.3f}" if scale_to_mm is None else f"{extent * scale_to_mm:.1f} mm"
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital in front and a stop at its end."""
+    if not text:
+        return ""
+    return text[:1].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")

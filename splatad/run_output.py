@@ -1,4 +1,7 @@
-"""The files of a run: per photo `verdict.json` and `overlay.png`, for all of it `verdicts.csv` and `report.html`."""
+"""The files of a run: per photo `verdict.json` and `overlay.png`, for all of it `verdicts.csv` and `report.html`.
+
+Defects have files of their own: splatad/defect_output.py.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import splatad
+from detect.defect_kind import DefectKind
 from detect.defects import Defect
 from prepare.atomic_write import write_bytes, write_json, write_text
 from splatad.inspector import Inspection, verdict_document
@@ -23,7 +27,12 @@ from splatad.reference_dir import LoadedReference
 from splatad.report import ReportDefect, ReportPhoto
 from splatad.run_record import machine, versions
 
-KIND_WORDS = {"missing": "something missing", "added": "something added", "changed": "looks different"}
+KIND_WORDS: dict[DefectKind, str] = {
+    "missing": "something missing",
+    "added": "something added",
+    "discoloured": "another colour",
+    "changed": "looks different",
+}
 
 
 def map_range(loaded: LoadedReference) -> tuple[float, float]:
@@ -80,6 +89,7 @@ def report_photo(inspection: Inspection, label: str | None = None) -> ReportPhot
         numbers=numbers,
         label=label,
         seconds=inspection.seconds,
+        unknown=None if inspection.anomaly is None else ~inspection.anomaly.known.cpu(),
     )
 
 
@@ -158,4 +168,6 @@ def _common_parts(all_parts: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _report_defect(defect: Defect) -> ReportDefect:
-    return ReportDefect(KIND_WORDS[defect.kind], defect.area_px, defect.box, defect.centre, defect.peak)
+    return ReportDefect(
+        KIND_WORDS[defect.kind], defect.area_px, defect.box, defect.centre, defect.peak, defect.extent
+    )

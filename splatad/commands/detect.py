@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
 
+    from detect.fuse import FusedPart, PartPhoto
     from splatad.identify import Identified
-    from splatad.inspector import Inspector
+    from splatad.inspector import Inspection, Inspector
     from splatad.report import ReportPhoto, ReportRun
 
 # Nothing here imports torch: the command line reads this class to print its help.
@@ -42,8 +43,13 @@ class Detect:
     lens: Literal["auto", "reference", "exif", "free"] = "auto"
     """The photos' lens: as the reference's photos; from EXIF; found with the camera; auto: the reference's where the
     photo's shape fits and EXIF does not contradict, else EXIF's, else found."""
+    same_part: bool = False
+    """All photos show one part: also give one verdict and one set of defects in 3D (part.json)."""
+    least_coverage: float | None = None
+    """With --same-part: the part is CANNOT TELL instead of OK where the photos show less than this share of it, 0 to 1."""
     exit_status: bool = False
-    """End with status 10 if any photo is NG, else 20 if any is CANNOT TELL, else 0."""
+    """End with status 10 if any photo is NG, else 20 if any is CANNOT TELL, else 0; with --same-part by the part's
+    verdict alone."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -64,6 +70,13 @@ def run(config: Detect) -> int:
 
     from prepare.errors import InputError, UsageError
     from prepare.image import list_images
+    from splatad.defect_output import (
+        PhotoDefects,
+        photo_defects,
+        report_part,
+        write_photo_defects,
+        write_run_defects,
+    )
     from splatad.identify import Identified, Identifier
     from splatad.inspector import Inspector
     from splatad.reference_dir import choose_device, find_reference
@@ -75,6 +88,10 @@ def run(config: Detect) -> int:
 
     if not config.query:
         raise UsageError("--query: name at least one photo or a folder of photos")
+    if config.least_coverage is not None and not (config.same_part and 0.0 <= config.least_coverage <= 1.0):
+        raise UsageError(
+            f"--least-coverage {config.least_coverage}: a share from 0 to 1, of the part that --same-part photos show"
+        )
     workspace = open_workspace(config.workspace)
     given_names = list(dict.fromkeys(name for group in config.class_ for name in group))
     names = given_names or workspace.reference_names()
@@ -83,6 +100,10 @@ def run(config: Detect) -> int:
         folders = [find_reference(workspace, name, config.reference)]
     else:
         folders = [find_reference(workspace, name, None) for name in names]
+    if config.same_part and len(folders) > 1:
+        raise UsageError(
+            f"--same-part: {len(folders)} references, name the one part that the photos show with --class"
+        )
     paths = list(dict.fromkeys(path for given in config.query for path in list_images(given)))
     device = choose_device(config.device)
     leave_cores_to_the_kernel(device)
@@ -96,6 +117,8 @@ def run(config: Detect) -> int:
     names_shown = photo_names(paths)
     failures: list[str] = []
     rows: list[dict[str, object]] = []
+    found: list[PhotoDefects] = []
+    part_photos: list[PartPhoto] = []
 
     def identified(path: Path) -> Identified:
         if several:
@@ -123,6 +146,17 @@ def run(config: Detect) -> int:
             inspection = result.inspection
             loaded = inspectors[result.nearest].loaded if several and result.nearest else only.loaded
             write_photo(out / place, inspection, loaded, _document(result, inspectors))
+            known_part = None if several and result.name is None else loaded.reference
+            found.append(
+                photo_defects(
+                    inspection,
+                    None if known_part is None else (result.name or known_part.name),
+                    None if known_part is None else known_part.scale_to_mm,
+                )
+            )
+            write_photo_defects(out / place, inspection, found[-1])
+            if config.same_part:
+                part_photos.append(_part_photo(inspection, only))
             row = verdict_row(inspection)
             known = {} if result.name is not None else {"score": ""}
             rows.append({"photo": row["photo"], "reference": result.name or ""} | row | known)
@@ -131,30 +165,80 @@ def run(config: Detect) -> int:
             raise InputError(f"none of the {len(paths)} photos could be read: {failures[0]}")
 
     was_there = out.exists()
+    part: FusedPart | None = None
+    photos: Iterable[ReportPhoto] = shown()
     try:
-        write_report(_report(len(paths), inspectors, shown(), device), out / "report.html")
+        if config.same_part:
+            photos = list(photos)  # one part's few photos: what they say together is known after the last
+            part = _fuse(part_photos, only, config.least_coverage, out)
+        report = _report(len(paths), inspectors, photos, device)
+        if part is not None:
+            report = replace(report, fused=report_part(part))
+        write_report(report, out / "report.html")
     except InputError:
         if not was_there and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
         raise
     write_table(out / "verdicts.csv", rows)
+    write_run_defects(out, found)
     width = max((len(str(row["reference"])) for row in rows), default=0) if several else 0
     for row in rows if len(rows) <= 20 else []:
-        part = f"{row['reference'] or '-':<{width}}  " if several else ""
-        terminal.say(f"{row['verdict']:<12}{part}{row['photo']}: {row['reason']}")
+        shows = f"{row['reference'] or '-':<{width}}  " if several else ""
+        terminal.say(f"{row['verdict']:<12}{shows}{row['photo']}: {row['reason']}")
     counts = Counter(str(row["verdict"]) for row in rows)
     terminal.say(", ".join(f"{counts[name]} {name}" for name in ("OK", "NG", "CANNOT TELL") if counts[name]))
     if several:
         parts = Counter(str(row["reference"]) or "no known part" for row in rows)
         terminal.say("shown: " + ", ".join(f"{parts[name]} {name}" for name in sorted(parts)))
+    if part is not None:
+        for line in _part_lines(part, only.loaded.reference.scale_to_mm):
+            terminal.say(line)
     terminal.say(f"report: {out / 'report.html'}")
     for failure in failures:
         print(f"splatad: {failure}", file=sys.stderr)
     if failures:
         return InputError.exit_status
+    if config.exit_status and part is not None:
+        return {"NG": 10, "CANNOT TELL": 20, "OK": 0}[part.verdict.name]
     if config.exit_status:
         return 10 if counts["NG"] else 20 if counts["CANNOT TELL"] else 0
     return 0
+
+
+def _part_photo(inspection: Inspection, inspector: Inspector) -> PartPhoto:
+    """What stays in memory of a photo until all of the part's are inspected."""
+    from detect.fuse import PartPhoto, surface_shown
+
+    shown = None
+    if inspection.located is not None and inspection.verdict.name != "CANNOT TELL":
+        shown = surface_shown(inspector.loaded.reference, inspection.located.camera)
+    return PartPhoto(inspection.name, inspection.verdict, inspection.score, shown, inspection.defects)
+
+
+def _fuse(
+    photos: Sequence[PartPhoto], inspector: Inspector, least_coverage: float | None, out: Path
+) -> FusedPart:
+    """The part's verdict and defects, written to part.json."""
+    import splatad
+    from detect.fuse import fuse, part_surface
+    from splatad.defect_output import write_part
+
+    reference = inspector.loaded.reference
+    part = fuse(photos, inspector.loaded.calibration, part_surface(reference), least_coverage)
+    write_part(out, part, reference.name, reference.scale_to_mm, splatad.__version__)
+    return part
+
+
+def _part_lines(part: FusedPart, scale_to_mm: float | None) -> list[str]:
+    """The part's verdict for the terminal, a line for the verdict, each further reason and each defect."""
+    from splatad.defect_output import fused_line
+
+    first, *others = part.verdict.reasons
+    return [
+        f"the part: {part.verdict.name}: {first}",
+        *(f"  {reason}" for reason in others),
+        *(f"  {defect.number}. {fused_line(defect, scale_to_mm)}" for defect in part.defects),
+    ]
 
 
 def _document(result: Identified, inspectors: Mapping[str, Inspector]) -> dict[str, object]:
@@ -212,6 +296,7 @@ def _report(
 ) -> ReportRun:
     import json
 
+    from splatad.part_picture import PartPictures
     from splatad.report import ReportRun
     from splatad.run_output import footer, map_range
 
@@ -231,6 +316,8 @@ def _report(
             metrics=None,
             footer=footer(first, device),
             map_range=map_range(first),
+            part_views={first.reference.name: PartPictures(first.reference).views},
+            scale_to_mm=first.reference.scale_to_mm,
         )
     rates = {one.calibration.false_alarm_rate for one in loaded.values()}
     thresholds = {
@@ -256,6 +343,7 @@ def _report(
         | {"fit": json.dumps(fits, indent=1)},
         map_range=(1 / 3, 2.0),
         several=True,
+        part_views={name: PartPictures(one.reference).views for name, one in loaded.items()},
     )
 
 

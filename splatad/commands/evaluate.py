@@ -91,6 +91,7 @@ def run(config: Evaluate) -> int:
     from prepare.scene import load_scene
     from splatad.commands.evaluate_pose import plain
     from splatad.inspector import Inspector
+    from splatad.part_picture import PartPictures
     from splatad.reference_dir import choose_device, find_reference
     from splatad.report import ReportRun, write_report
     from splatad.run_output import footer, map_range, verdict_row, write_table
@@ -219,6 +220,8 @@ def run(config: Evaluate) -> int:
         metrics=report_metrics(name, figures, recipe_backbone),
         footer=footer(loaded, device),
         map_range=map_range(loaded),
+        part_views={name: PartPictures(loaded.reference).views},
+        scale_to_mm=loaded.reference.scale_to_mm,
     )
     with terminal.bar("writing the report", len(tested)) as bar:
         write_report(report, out / "report.html", on_photo=lambda _: bar.advance())

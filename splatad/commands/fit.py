@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import recon.fit
+    from recon.fit import Fit as SplatFit
 
 # Nothing here imports torch: the command line reads this class to print its help.
+
+
+USUAL_FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -39,18 +45,24 @@ class Fit:
     """Longer side to which photos are scaled down, px; defects smaller than a pixel then are lost."""
     sh_degree: Literal[0, 1, 2, 3] | None = None
     """Degree of the view-dependent colour: 0 matt, 3 glossy."""
+    folds: int | None = None
+    """Cross-fitting: every photo serves to calibrate, scored by one of so many more fits that have not seen it, and the
+    reference itself is fitted to all. 4, and 0 (none) with --preset fast or where --held-out-every is given."""
     held_out_every: int | None = None
-    """Every so manieth photo is kept from the fit to calibrate the threshold; 0 keeps none."""
+    """Without --folds, every so manieth photo is kept from the fit to calibrate the threshold (8); 0 keeps none."""
     exposure: bool | None = None
     """Fit each photo's gain and bias: for real photos with automatic exposure."""
     antialiased: bool | None = None
     """Render right from other distances than the photos'."""
     seed: int = 0
     """Seed of every random choice."""
-    false_alarm_rate: float = 0.1
-    """Share of good photos that may be called NG; n held-out photos support rates down to 1 / (n + 1)."""
+    false_alarm_rate: float | None = None
+    """Share of good photos that may be called NG: 0.05, or what the photos support if that is more: n of them, 1 / (n + 1).
+    `splatad calibrate` changes it later."""
+    map: Literal["comparer", "difference"] = "comparer"
+    """What judges the differences: the small network that comes with splatad, or a fixed rule without any learning."""
     features: str = "none"
-    """ImageNet backbone whose view joins the weights-free map: none, mobilenet_v2, efficientnet_b4, or a timm name."""
+    """ImageNet backbone whose view joins the map: none, mobilenet_v2, efficientnet_b4, or a timm name."""
     keypoints: str = "none"
     """Local features that find the camera's rough place beside small renders: none, sift (no weights, needs the photos
     extra to solve for cameras), alike_t, alike_n, alike_l, disk or xfeat. For large parts with much texture."""
@@ -71,12 +83,22 @@ def run(config: Fit) -> int:
     import shutil
     import time
 
-    from detect.features import detector_name, difference_of
+    from detect.backbones import load_backbone
+    from detect.detectors import detector_name
     from pose.keypoints import extractor
     from pose.matching import pnp_solver
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
-    from recon.fit import FitProgress, fit_photos, initial_cloud, load_photo, resumable_step
+    from recon.fit import (
+        FitProgress,
+        cross_fit,
+        fit_photos,
+        held_out_indices,
+        initial_cloud,
+        load_photo,
+        resumable_step,
+        unseen_of,
+    )
     from recon.rasterize import RasterOptions
     from recon.reference import load_reference, reference_from_fit
     from splatad.reference_dir import choose_device, find_scene, finish_reference
@@ -87,18 +109,20 @@ def run(config: Fit) -> int:
 
     workspace = open_workspace(config.workspace)
     folder = find_scene(workspace, config.class_, config.scene)
-    if not 0.0 < config.false_alarm_rate < 1.0:
-        raise UsageError(
-            f"--false-alarm-rate {config.false_alarm_rate}: must lie between 0 and 1, for example 0.05"
-        )
     device = choose_device(config.device)
     scene = load_scene(folder)
     name = config.name or scene.name
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"--name {name!r}: give a plain name, it becomes a folder in the workspace")
-    fit_config = _fit_config(config)
-    detector = detector_name(config.features)
-    difference_of(detector)  # says now, not after the fit, where weights are missing
+    folds = _folds(config, len(scene.views))
+    fit_config = _fit_config(config, folds)
+    calibrating = (
+        len(scene.views) if folds else len(held_out_indices(len(scene.views), fit_config.held_out_every))
+    )
+    _check_rate(config.false_alarm_rate, calibrating or len(scene.views))
+    detector = detector_name(config.map, config.features)
+    if config.features != "none":
+        load_backbone(config.features)  # says now, not after the fit, where weights are missing
     keypoints = None if config.keypoints == "none" else config.keypoints
     if keypoints is not None:  # likewise
         extractor(keypoints)
@@ -107,6 +131,7 @@ def run(config: Fit) -> int:
         "false_alarm_rate": config.false_alarm_rate,
         "detector": detector,
         "keypoints": config.keypoints,
+        "folds": folds,
     }
     target = workspace.reference(name)
     leave_cores_to_the_kernel(device)
@@ -116,7 +141,7 @@ def run(config: Fit) -> int:
             existing = load_reference(target)
         except InputError:
             existing = None
-        defaults = {"fit": None, "false_alarm_rate": None, "detector": None, "keypoints": "none"}
+        defaults = {"fit": None, "false_alarm_rate": None, "detector": None, "keypoints": "none", "folds": 0}
         if existing is not None and all(
             existing.settings.get(key, default) == settings[key] for key, default in defaults.items()
         ):
@@ -142,7 +167,9 @@ def run(config: Fit) -> int:
         )
     elif config.again and checkpoint.exists():
         shutil.rmtree(checkpoint)
-    with terminal.bar("fitting splats", fit_config.steps) as bar:
+    cloud = initial_cloud(scene)
+    what = "fitting splats" if folds == 0 else "fitting splats to all photos"
+    with terminal.bar(what, fit_config.steps) as bar:
 
         def show(progress: FitProgress) -> None:
             bar.to(progress.step, f"{progress.splats:,} splats  {progress.psnr:.1f} dB", progress.steps)
@@ -150,11 +177,30 @@ def run(config: Fit) -> int:
         fit = fit_photos(
             photos,
             fit_config,
-            cloud=initial_cloud(scene),
+            cloud=cloud,
             checkpoint=checkpoint,
             device=device,
             on_progress=show,
         )
+    fold_fits: list[SplatFit] = []
+    if folds:
+        with terminal.bar(
+            f"{folds} fits, each without a part of the photos", folds * fit_config.steps
+        ) as bar:
+
+            def show_fold(fold: int, progress: FitProgress) -> None:
+                note = f"fit {fold + 1} of {folds}  {progress.psnr:.1f} dB"
+                bar.to(fold * fit_config.steps + progress.step, note)
+
+            fold_fits = cross_fit(
+                photos,
+                fit_config,
+                folds,
+                cloud=cloud,
+                checkpoints=checkpoint,
+                device=device,
+                on_progress=show_fold,
+            )
     reference = reference_from_fit(
         name,
         fit,
@@ -171,7 +217,8 @@ def run(config: Fit) -> int:
             reference,
             photos,
             config.false_alarm_rate,
-            features=config.features,
+            unseen=unseen_of(fold_fits, len(photos)) if folds else None,
+            detector=detector,
             keypoints=keypoints,
             on_step=stage.to,
         )
@@ -183,14 +230,46 @@ def run(config: Fit) -> int:
         f"{name}: {len(fit.gaussians):,} splats from {len(photos)} photos in {seconds:.0f} s, {fit.steps} steps "
         f"({fit.initial_source})"
     )
-    terminal.say(f"  {_quality(fit)}")
+    terminal.say(f"  {_quality(fold_fits or [fit])}")
     terminal.say(f"  threshold {loaded.calibration.threshold:.2f}: {loaded.calibration.note}")
     terminal.say(f"  written to {target}; {target / 'splats.ply'} opens in any splat viewer")
     terminal.say(f"next: splatad detect --class {name} --query PHOTO_OR_FOLDER")
     return 0
 
 
-def _fit_config(config: Fit):
+def _folds(config: Fit, photos: int) -> int:
+    """How many folds to cross-fit, each of two photos at least; 0 for none. Raises: UsageError for a silly number."""
+    from prepare.errors import UsageError
+
+    if config.folds is None:
+        wanted = 0 if config.preset == "fast" or config.held_out_every is not None else USUAL_FOLDS
+        return wanted if photos >= 2 * wanted else 0
+    if config.folds == 0:
+        return 0
+    if config.held_out_every:
+        raise UsageError(
+            "--folds and --held-out-every: give one; with folds every photo is kept from one of the fits"
+        )
+    if config.folds < 2 or photos < 2 * config.folds:
+        raise UsageError(
+            f"--folds {config.folds}: with {photos} photos from 2 to {photos // 2}, or 0 for none; more take longer"
+        )
+    return config.folds
+
+
+def _check_rate(false_alarm_rate: float | None, photos: int) -> None:
+    """Raises: UsageError for a false-alarm rate that so many good photos cannot support, before an hour is spent."""
+    from detect.calibrate import check_attainable
+    from prepare.errors import UsageError
+
+    if false_alarm_rate is None:
+        return
+    if not 0.0 < false_alarm_rate < 1.0:
+        raise UsageError(f"--false-alarm-rate {false_alarm_rate}: must lie between 0 and 1, for example 0.05")
+    check_attainable(photos, false_alarm_rate)
+
+
+def _fit_config(config: Fit, folds: int):
     import dataclasses
 
     from prepare.errors import UsageError
@@ -205,23 +284,32 @@ def _fit_config(config: Fit):
         if overrides.get(field, least) < least:
             raise UsageError(f"--{field.replace('_', '-')} {overrides[field]}: must be {least} at least")
     base = preset(config.preset)
+    if folds:
+        overrides["held_out_every"] = 0
     if "splats" in overrides and overrides["splats"] < base.initial_splats:
         overrides["initial_splats"] = overrides["splats"]
     return dataclasses.replace(base, seed=config.seed, **overrides)
 
 
-def _quality(fit: recon.fit.Fit) -> str:
-    """How well the photos that were kept from the fit are rendered, in one line."""
-    held_out = any(view.held_out for view in fit.views)
+def _quality(fits: Sequence[recon.fit.Fit]) -> str:
+    """How well the photos that were kept from the fit (from one of them each) are rendered, in one line."""
+    views = [view for fit in fits for view in fit.views]
+    held_out = any(view.held_out for view in views)
+
+    def mean(field: Literal["psnr", "part_psnr", "ssim", "part_ssim", "lpips"]) -> float | None:
+        values = [getattr(view.quality, field) for view in views if view.held_out == held_out]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
 
     def number(field: Literal["psnr", "part_psnr", "ssim", "part_ssim", "lpips"], form: str) -> str:
-        return format(fit.mean_quality(field, held_out=held_out), form)
+        value = mean(field)
+        return "unknown" if value is None else format(value, form)
 
     line = (
         f"{'held-out' if held_out else 'fitted'} photos {number('psnr', '.1f')} dB, SSIM {number('ssim', '.3f')}; "
         f"on the part {number('part_psnr', '.1f')} dB, SSIM {number('part_ssim', '.3f')}"
     )
-    if fit.mean_quality("lpips", held_out=held_out) is not None:
+    if mean("lpips") is not None:
         line += f"; LPIPS {number('lpips', '.3f')}"
     return line if held_out else line + "; none was held out"
 

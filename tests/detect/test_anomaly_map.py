@@ -1,11 +1,13 @@
 """From channels to a map and a score."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from detect.anomaly_map import EVIDENCE_PX, FLOORS, SCORED_SHARE, DifferenceDetector, combine, image_score
+from detect.anomaly_map import EVIDENCE_PX, SCORED_SHARE, DifferenceDetector, combine, image_score
+from detect.comparer import EMPTY_LOGIT, FLOORS, Comparer
 from detect.expected import ENOUGH_PIXELS, ExpectedResidual
 from recon.rasterize import RasterOptions, rasterize
 
@@ -51,50 +53,74 @@ def test_a_place_that_one_channel_alone_sees_counts_far_less_than_one_that_all_s
     assert result.values[40:50, 40:50].abs().max() < 1e-6
 
 
-def test_the_map_is_the_difference_over_floor_and_expected_deviation(toy):
-    reference, count = toy.reference, len(toy.reference.gaussians)
-    variance = torch.tensor([0.04, 0.01])
-    expected = ExpectedResidual(
-        variance.expand(count, -1), torch.full((count,), 100.0), variance, variance.sqrt().expand(count, -1)
-    )
+def expected_of(reference, variance, seen=100.0):
+    """The same for all splats: variance by channel, and no light."""
+    count = len(reference.gaussians)
+    held = torch.tensor(variance)
+    mean = torch.zeros(count, len(held))
+    return ExpectedResidual(held.expand(count, -1), torch.full((count,), seen), held, mean)
 
-    def two_channels(photo, render):
-        return torch.stack([torch.full((100, 100), 0.33), torch.full((100, 100), 0.24)])
+
+def test_the_map_is_the_difference_over_floor_and_expected_deviation(toy):
+    reference = toy.reference
+    expected = expected_of(reference, [0.04, 0.01, 1.0, 0.09])
+
+    def constant(photo, render):
+        return torch.tensor([0.33, 0.24, -7.0, 0.5])[:, None, None].expand(-1, 100, 100)
 
     camera = toy.cameras(1, seed=2)[0]
     render = rasterize(reference.gaussians, camera, torch.ones(3), options=RasterOptions(depth=True))
-    result = DifferenceDetector(reference, expected, two_channels).anomaly_map(
-        torch.ones(100, 100, 3), render, camera
+    white = torch.ones(100, 100, 3)
+    result = DifferenceDetector(reference, expected, constant).anomaly_map(
+        white, white[..., 0], render, camera
     )
-    by_hand = math.sqrt((0.33 / (FLOORS[0] + 0.2) + 0.1) * (0.24 / (FLOORS[1] + 0.1) + 0.1)) - 0.1
+    # Colour, contrast and a backbone's channel; light, the third, makes no map.
+    relative = [0.33 / (FLOORS[0] + 0.2), 0.24 / (FLOORS[1] + 0.1), 0.5 / (0.05 + 0.3)]
+    by_hand = math.prod(value + 0.1 for value in relative) ** (1 / 3) - 0.1
     assert torch.allclose(result.values, torch.tensor(by_hand), rtol=1e-3)
     assert result.score == pytest.approx(by_hand, rel=1e-3)
     assert result.known.all()
 
 
-def test_splats_that_no_photo_showed_are_not_known(toy):
+def test_splats_that_no_photo_showed_are_not_known_whatever_judges(toy):
     reference = toy.reference
     unseen = reference.gaussians.means[:, 0] > 0.1
+    expected = expected_of(reference, [0.01, 0.01, 0.01])
     seen = torch.where(unseen, torch.zeros(()), torch.full((), 100.0))
-    expected = ExpectedResidual(
-        torch.full((len(seen), 1), 0.01), seen, torch.tensor([0.01]), torch.full((len(seen), 1), 0.1)
-    )
+    expected = ExpectedResidual(expected.variance, seen, expected.background, expected.mean)
     camera = toy.cameras(1, seed=2)[0]
     render = rasterize(reference.gaussians, camera, torch.ones(3), options=RasterOptions(depth=True))
-
-    def zero(photo, render):
-        return torch.zeros(1, 100, 100)
-
-    result = DifferenceDetector(reference, expected, zero).anomaly_map(
-        torch.ones(100, 100, 3), render, camera
-    )
+    photo = torch.rand(100, 100, 3, generator=torch.Generator().manual_seed(0))
     colours = torch.where(unseen, 1.0, 0.0)[:, None].expand(-1, 3).contiguous()
     share_unseen = rasterize(reference.gaussians, camera, torch.zeros(3), colours=colours).rgb[..., 0]
     # Known where at least half of the pixel is.
     half = 1 - EVIDENCE_PX / ENOUGH_PIXELS
-    assert not result.known[share_unseen > half + 0.01].any()
-    assert result.known[share_unseen < half - 0.01].all()
-    assert (~result.known).sum() > 50
+    for comparer in (None, Comparer().eval()):
+        detector = DifferenceDetector(reference, expected, comparer=comparer)
+        result = detector.anomaly_map(photo, torch.ones(100, 100), render, camera)
+        assert not result.known[share_unseen > half + 0.01].any()
+        assert result.known[share_unseen < half - 0.01].all()
+        assert (~result.known).sum() > 50
+        assert not result.values[~result.known].any()
+        assert result.values[result.known].max() > 0
+
+
+def test_the_comparison_makes_the_map_where_there_is_one(toy):
+    """A network whose last layer gives 2 everywhere: the map is softplus(2) at the part and nothing far from it."""
+    reference = toy.reference
+    comparer = Comparer().eval()
+    torch.nn.init.zeros_(comparer.out.weight)
+    torch.nn.init.constant_(comparer.out.bias, 2.0)
+    camera = toy.cameras(1, seed=2)[0]
+    render = rasterize(reference.gaussians, camera, torch.ones(3), options=RasterOptions(depth=True))
+    alpha = torch.zeros(100, 100)
+    alpha[:10, :10] = 1.0
+    render = dataclasses.replace(render, alpha=torch.zeros(100, 100))
+    detector = DifferenceDetector(reference, expected_of(reference, [0.01] * 3), comparer=comparer)
+    result = detector.anomaly_map(torch.ones(100, 100, 3), alpha, render, camera)
+    inside = math.log1p(math.exp(2.0))
+    assert torch.allclose(result.values[:26, :26], torch.tensor(inside))
+    assert torch.allclose(result.values[26:], torch.tensor(math.log1p(math.exp(EMPTY_LOGIT))))
 
 
 def test_a_painted_blob_is_the_hottest_place(toy):
@@ -102,11 +128,11 @@ def test_a_painted_blob_is_the_hottest_place(toy):
     photo = toy.photo(camera, noise_seed=1)
     render = rasterize(toy.reference.gaussians, camera, torch.ones(3), options=RasterOptions(depth=True))
     detector = toy.loaded.detector
-    good = detector.anomaly_map(photo.rgb, render, camera)
+    good = detector.anomaly_map(photo.rgb, photo.alpha, render, camera)
     u, v = camera.project(torch.zeros(1, 3))[0, :2].int().tolist()
     painted = photo.rgb.clone()
     painted[v - 4 : v + 5, u - 4 : u + 5] = torch.tensor([0.9, 0.1, 0.9])
-    bad = detector.anomaly_map(painted, render, camera)
+    bad = detector.anomaly_map(painted, photo.alpha, render, camera)
     assert bad.score > 3 * good.score
     row, column = divmod(int(bad.values.argmax()), 100)
     assert abs(row - v) < 6

@@ -6,7 +6,15 @@ import math
 import pytest
 import torch
 
-from detect.calibrate import calibrate, calibrate_belief, load_calibration, save_calibration
+from detect.calibrate import (
+    calibrate,
+    calibrate_belief,
+    conformal_p,
+    load_calibration,
+    rate_interval,
+    recalibrated,
+    save_calibration,
+)
 from detect.metrics import binomial_interval
 from pose.locate import BeliefLimits, Located
 from pose.residual import Exposure
@@ -14,9 +22,9 @@ from prepare.camera import Camera
 from prepare.errors import InputError, UsageError
 
 
-def calibrated(scores, rate=0.05, **options):
+def calibrated(scores, rate=0.05, source="held-out"):
     names = [f"good {i}" for i in range(len(scores))]
-    return calibrate(scores, names, rate, BeliefLimits(), **({"held_out": True} | options))
+    return calibrate(scores, names, rate, BeliefLimits(), source=source, detector="comparer")
 
 
 def shuffled(n):
@@ -31,18 +39,59 @@ def shuffled(n):
 def test_threshold_is_the_order_statistic_counted_by_hand(n, rate, kth_smallest):
     result = calibrated(shuffled(n), rate)
     assert result.threshold == kth_smallest
-    assert not result.extrapolated
     assert result.attainable_rate == pytest.approx(1 / (n + 1))
     assert f"{n} good photos" in result.note
 
 
-@pytest.mark.parametrize(("n", "rate"), [(18, 0.05), (1, 0.05), (3, 0.2), (98, 0.01)])
-def test_too_few_photos_give_a_threshold_above_all_of_them_that_says_so(n, rate):
-    result = calibrated(shuffled(n), rate)
-    assert result.extrapolated
-    assert n < result.threshold < 3 * n
-    assert "extrapolated" in result.note
-    assert "no guarantee" in result.note
+@pytest.mark.parametrize(
+    ("n", "rate", "needed"), [(18, 0.05, 19), (1, 0.05, 19), (3, 0.2, 4), (98, 0.01, 99)]
+)
+def test_a_rate_that_the_photos_cannot_support_is_refused_with_what_it_needs(n, rate, needed):
+    with pytest.raises(UsageError, match=rf"{n} good photos support rates from .*% up, .* needs {needed};"):
+        calibrated(shuffled(n), rate)
+    calibrated(shuffled(needed), rate)
+
+
+def test_nobody_asking_gets_five_percent_or_the_least_that_the_photos_support():
+    assert calibrated(shuffled(50), None).false_alarm_rate == 0.05
+    few = calibrated(shuffled(9), None)
+    assert few.false_alarm_rate == pytest.approx(0.1)
+    assert few.threshold == 9
+
+
+def test_the_interval_holds_the_rate_of_a_threshold_as_often_as_it_says():
+    """Scores uniform in (0, 1): a threshold t has the true rate 1 - t."""
+    generator = torch.Generator().manual_seed(3)
+    low, high = rate_interval(39, 0.1)
+    rates = [
+        1.0 - calibrated(row, 0.1).threshold
+        for row in torch.rand(2000, 39, generator=generator, dtype=torch.float64).tolist()
+    ]
+    inside = sum(low <= rate <= high for rate in rates)
+    assert (
+        binomial_interval(inside, 2000, confidence=0.999)[0]
+        <= 0.95
+        <= binomial_interval(inside, 2000, confidence=0.999)[1]
+    )
+
+
+def test_another_rate_takes_another_order_statistic_of_the_same_scores():
+    first = calibrated(shuffled(99), 0.05)
+    again = recalibrated(first, 0.01)
+    assert (first.threshold, again.threshold) == (95, 99)
+    assert recalibrated(again, 0.05) == first
+
+
+def test_conformal_p_is_the_smallest_rate_at_which_the_score_is_too_high():
+    calibration = calibrated(shuffled(19))
+    assert conformal_p(calibration, 100.0) == pytest.approx(1 / 20)
+    assert conformal_p(calibration, 18.5) == pytest.approx(2 / 20)
+    assert conformal_p(calibration, 0.0) == 1.0
+    for score in (3.5, 10.5, 18.5):
+        p = conformal_p(calibration, score)
+        assert score > recalibrated(calibration, p).threshold
+        if p > 1 / 20:
+            assert score <= recalibrated(calibration, p - 1 / 20).threshold
 
 
 def test_good_photos_pass_the_promised_rate_of_times():
@@ -63,7 +112,7 @@ def test_scores_keep_their_order_and_names():
 
 
 def test_scores_of_fitted_photos_give_a_wider_threshold_with_a_warning():
-    result = calibrated(shuffled(19), held_out=False)
+    result = calibrated(shuffled(19), source="fitted")
     assert result.threshold > 19
     assert "also fitted" in result.note
 

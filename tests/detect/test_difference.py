@@ -8,6 +8,7 @@ import torch
 from detect.difference import (
     CHANNELS,
     CONTRAST_NOISE,
+    UNSIGNED,
     blur,
     contrast_change,
     difference_channels,
@@ -26,7 +27,7 @@ def test_equal_images_differ_nowhere():
     image = torch.rand(20, 25, 3)
     channels = difference_channels(image, image)
     assert channels.shape == (len(CHANNELS), 20, 25)
-    assert channels.max() < 1e-5
+    assert channels.abs().max() < 1e-5
 
 
 def channel(name, photo, render):
@@ -35,8 +36,18 @@ def channel(name, photo, render):
 
 def test_the_channels_do_not_depend_on_which_image_is_the_photo():
     a, b = torch.rand(20, 25, 3), torch.rand(20, 25, 3)
-    assert torch.allclose(difference_channels(a, b), difference_channels(b, a), atol=1e-5)
-    assert difference_channels(a, b).min() >= 0
+    one, other = difference_channels(a, b), difference_channels(b, a)
+    assert torch.allclose(one[:UNSIGNED], other[:UNSIGNED], atol=1e-5)
+    assert one[:UNSIGNED].min() >= 0
+    assert torch.allclose(one[UNSIGNED:], -other[UNSIGNED:], atol=1e-5)
+
+
+def test_light_is_the_lightness_that_the_photo_has_more():
+    grey = torch.full((8, 8, 3), 0.5)
+    # CIE lightness of sRGB 0.5 is 53.39, of 0.2 it is 21.25.
+    light = channel("light", grey, torch.full((8, 8, 3), 0.2))
+    assert torch.allclose(light, torch.tensor(0.5339 - 0.2125), atol=1e-3)
+    assert torch.allclose(channel("light", torch.full((8, 8, 3), 0.2), grey), -light)
 
 
 @pytest.mark.parametrize("shift", [1, -1])

@@ -1,5 +1,6 @@
 """What good photos leave, kept on the splats: sums against brute force, and what comes back at a camera."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from detect.expected import (
     PRIOR_PIXELS,
     ExpectedResidual,
     ResidualSums,
-    expected_deviation,
+    expectation,
     load_expected,
     residual_sums,
     save_expected,
@@ -134,7 +135,7 @@ def test_a_splat_seen_nowhere_is_given_the_mean_and_one_seen_often_its_own():
     assert float(residual_sums(reference, photo(camera, 0)).seen[-1]) == 0.0
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("channels", [3, 4, 6])
 def test_a_constant_variance_gives_that_constant_everywhere(toy, channels):
     count = len(toy.reference.gaussians)
     values = torch.arange(1, channels + 1) / 10
@@ -145,14 +146,44 @@ def test_a_constant_variance_gives_that_constant_everywhere(toy, channels):
         values.expand(count, -1),
     )
     camera = toy.cameras(1, seed=1)[0]
-    deviation, evidence = expected_deviation(toy.reference, expected, camera)
+    shown = expectation(toy.reference, expected, camera)
+    deviation, evidence = shown.deviation, shown.evidence
     assert deviation.shape == (channels, 100, 100)
     assert torch.allclose(deviation, values[:, None, None].expand(-1, 100, 100), rtol=1e-3)
     alpha = rasterize(toy.reference.gaussians, camera).alpha
     assert torch.allclose(evidence, torch.full((), ENOUGH_PIXELS), rtol=1e-3)
     rarely = replace(expected, seen=torch.full((count,), 0.5))
-    _, evidence = expected_deviation(toy.reference, rarely, camera)
+    evidence = expectation(toy.reference, rarely, camera).evidence
     assert torch.allclose(evidence, 0.5 * alpha + ENOUGH_PIXELS * (1 - alpha), rtol=1e-3)
+
+
+def test_mean_light_and_gloss_come_back_on_the_part_and_are_none_off_it(toy):
+    reference = toy.reference
+    count = len(reference.gaussians)
+    sh = torch.zeros(count, 4, 3)
+    sh[:, 1:] = 0.2
+    reference = replace(reference, gaussians=replace(reference.gaussians, sh=sh))
+    mean = torch.tensor([9.0, 9.0, -0.3]).expand(count, -1)
+    expected = ExpectedResidual(torch.ones(count, 3), torch.full((count,), 9.0), torch.ones(3), mean)
+    camera = toy.cameras(1, seed=1)[0]
+    shown = expectation(reference, expected, camera)
+    alpha = rasterize(reference.gaussians, camera).alpha
+    assert torch.allclose(shown.light, -0.3 * alpha, atol=1e-4)
+    # Three harmonics of 0.2 each: their mean square over the sphere is the sum of squares / 4 pi.
+    assert torch.allclose(shown.gloss, math.sqrt(3 * 0.04 / (4 * math.pi)) * alpha, atol=1e-4)
+
+
+def test_photos_are_compared_with_splats_that_have_not_seen_them_where_there_are_any():
+    reference, camera = small_scene()
+    one = photo(camera, 0)
+    dark = replace(reference.gaussians, sh=reference.gaussians.sh - 1.0)
+    sums = residual_sums(reference, one, unseen=dark)
+    shown = rasterize(dark, camera, WHITE).rgb
+    squared = difference_channels(one.rgb, shown).square()
+    assert torch.allclose(
+        sums.squared, torch.einsum("nhw,chw->nc", weights(reference, camera), squared), rtol=1e-4, atol=1e-5
+    )
+    assert not torch.allclose(sums.squared, residual_sums(reference, one).squared, rtol=1e-2)
 
 
 def test_what_was_noisy_in_the_photos_is_expected_to_be_noisy(toy):

@@ -12,7 +12,9 @@ from pose.locate import BeliefLimits, Located
 from pose.residual import Exposure
 from prepare.camera import Camera
 
-CALIBRATION = calibrate([1.0, 2.0, 3.0], ["a", "b", "c"], 0.25, BeliefLimits(), held_out=True)
+CALIBRATION = calibrate(
+    [1.0, 2.0, 3.0], ["a", "b", "c"], 0.25, BeliefLimits(), source="held-out", detector="comparer"
+)
 CAMERA = Camera(torch.eye(4), 1.0, 1.0, 0.0, 0.0, 20, 20)
 LOCATED = Located(
     CAMERA, True, 0.99, (), 1.0, 1.0, 1.0, 0.01, 0.001, 1.0, 5.0, (), "", Exposure(), 12, {}

@@ -79,7 +79,7 @@ def test_a_painted_spot_is_ng_with_its_defect_where_it_was_painted(toy, inspecti
     assert x0 <= u < x1
     assert y0 <= v < y1
     assert x1 - x0 < 35
-    assert strongest.kind == "changed"
+    assert strongest.kind == "discoloured"
     assert (
         float(
             rotation_error_deg(inspection.located.camera.world_to_cam.double(), camera.world_to_cam.double())

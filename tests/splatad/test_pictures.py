@@ -8,13 +8,16 @@ import torch
 from PIL import Image
 
 from splatad.pictures import (
+    MARKS,
     VERDICT_COLOURS,
     circle_defects,
     colour_bar,
     draw_boxes,
     draw_contour,
     faded,
+    hatched,
     map_colours,
+    mark_of,
     overlay_map,
     resized,
     side_by_side,
@@ -176,3 +179,34 @@ def test_a_photo_of_pure_noise_can_be_written() -> None:
 def test_resizing_keeps_a_flat_colour_and_takes_the_asked_size() -> None:
     flat = torch.full((30, 40, 3), 0.2)
     torch.testing.assert_close(resized(flat, 20, 90), torch.full((90, 20, 3), 0.2), rtol=0, atol=1e-6)
+
+
+def test_kinds_of_defects_differ_in_shape_and_carry_white_letters() -> None:
+    assert len({mark.shape for mark in MARKS}) == len({mark.colour for mark in MARKS}) == 3
+    for mark in MARKS:
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for c in (v / 255 for v in mark.colour)
+        ]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        assert 1.05 / (luminance + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("something missing", "missing"), ("Added", "added"), ("looks different", "changed"), ("", "changed")],
+)
+def test_a_mark_is_found_by_the_words_for_a_kind(kind: str, name: str) -> None:
+    assert mark_of(kind).name == name
+
+
+def test_stripes_lie_on_the_mask_alone() -> None:
+    image = grey_photo()
+    mask = torch.zeros(120, 160, dtype=torch.bool)
+    mask[20:60, 30:90] = True
+    striped = hatched(image, mask)
+    assert torch.equal(striped[~mask], image[~mask])
+    moved = (striped - image).abs().sum(-1)[mask]
+    assert (moved > 0).all()
+    strong = (striped[mask] - image.new_tensor([0.35, 0.45, 0.6])).abs().sum(-1) < 0.15
+    assert 0.2 < float(strong.float().mean()) < 0.5, "a third of the area is stripe"

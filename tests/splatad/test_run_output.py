@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from detect.defect_kind import KINDS
 from prepare.image import read_image, write_image
 from splatad.inspector import Inspector
 from splatad.run_output import (
+    KIND_WORDS,
     folder_name,
     footer,
     map_range,
@@ -138,3 +140,8 @@ def test_no_two_photos_share_a_folder_whatever_the_case_of_their_names():
     assert places[0] == folder_name(names[0])
     assert places[1:3] == [folder_name(names[1]) + "-2", folder_name(names[2]) + "-3"]
     assert output_folders(names) == places
+
+
+def test_the_report_names_every_kind_of_defect_in_words():
+    assert set(KIND_WORDS) == set(KINDS)
+    assert len(set(KIND_WORDS.values())) == len(KINDS)

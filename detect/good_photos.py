@@ -1,0 +1,126 @@
+"""What good photos leave and what they score when each is inspected as if the reference had never seen it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from detect.anomaly_map import DifferenceDetector
+from detect.expected import FITTED_WEIGHT, ExpectedResidual, ResidualSums, residual_sums
+from pose.index import PoseIndex
+from pose.locate import BeliefLimits, Located, locate
+from pose.pyramid import SplatLevels
+from prepare.errors import InputError
+from recon.fit import Photo
+from recon.gaussians import Gaussians
+from recon.rasterize import RasterOptions, rasterize
+
+NO_LIMITS = BeliefLimits(
+    least_inliers=0.0, least_overlap=0.0, least_in_frame=0.0, most_sigma_deg=float("inf")
+)
+
+
+@dataclass(frozen=True)
+class GoodPhotos:
+    """Residual statistics of the reference's own photos, photo by photo."""
+
+    total: ResidualSums
+    own: tuple[ResidualSums, ...]  # each photo's share of `total`
+    new: tuple[bool, ...]  # whether the photo was compared with splats that were fitted without it
+
+    @property
+    def expected(self) -> ExpectedResidual:
+        return self.total.expected()
+
+    def expected_without(self, i: int) -> ExpectedResidual:
+        """What the others leave."""
+        return self.total.plus(self.own[i], -1.0).expected()
+
+
+@dataclass(frozen=True)
+class GoodScores:
+    """Of the good photos whose camera was found."""
+
+    scores: tuple[float, ...]
+    names: tuple[str, ...]
+    located: tuple[Located, ...]
+
+
+def look_at_good_photos(
+    detector: DifferenceDetector,
+    photos: Sequence[Photo],
+    unseen: Sequence[Gaussians | None],
+    on_photo: Callable[[int, int], object] | None = None,
+) -> GoodPhotos:
+    """The residuals of `photos`, those of the reference's views in their order.
+
+    `unseen[i]` are splats of the part fitted without photo i, None where there are none. The statistics are carried by the
+    reference's own splats all the same. `detector.expected` is not looked at.
+
+    Raises: InputError without photos.
+    """
+    reference = detector.reference
+    if not photos:
+        raise InputError(f"reference {reference.name}: no photos; fit it again")
+    total: ResidualSums | None = None
+    own: list[ResidualSums] = []
+    new = []
+    for i, photo in enumerate(photos):
+        new.append(unseen[i] is not None or reference.views[i].held_out)
+        sums = residual_sums(reference, photo, detector.difference, unseen[i])
+        if not new[-1]:
+            sums = sums.plus(sums, FITTED_WEIGHT - 1.0)
+        own.append(sums)
+        total = sums if total is None else total.plus(sums)
+        if on_photo is not None:
+            on_photo(i + 1, len(photos))
+    assert total is not None
+    return GoodPhotos(total, tuple(own), tuple(new))
+
+
+@torch.no_grad()
+def score_good_photos(
+    detector: DifferenceDetector,
+    index: PoseIndex,
+    photos: Sequence[Photo],
+    unseen: Sequence[Gaussians | None],
+    good: GoodPhotos,
+    on_photo: Callable[[int, int], object] | None = None,
+) -> GoodScores:
+    """Score and camera of each photo that some splats have not seen (of all, where there are none), as a query's.
+
+    The camera is sought from the true one: the search among all sides ends there or fails, and a failure gives no score.
+    A photo's own residuals are taken out of the statistics first.
+    """
+    reference = detector.reference
+    device = reference.gaussians.device
+    options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
+    levels: dict[int, SplatLevels] = {}
+    chosen = [i for i, new in enumerate(good.new) if new] or list(range(len(photos)))
+    scores, names, located = [], [], []
+    for done, i in enumerate(chosen):
+        photo = photos[i]
+        fitted_without = unseen[i]
+        gaussians = reference.gaussians if fitted_without is None else fitted_without.to(device)
+        shown = replace(reference, gaussians=gaussians)
+        key = id(fitted_without)
+        if key not in levels:
+            levels[key] = SplatLevels(gaussians)
+        found = locate(
+            shown, index, levels[key], photo.rgb, photo.alpha, photo.camera,
+            background=photo.background, limits=NO_LIMITS, start=photo.camera,
+        )  # fmt: skip
+        if found is not None:
+            camera = found.camera.moved(found.camera.world_to_cam.to(device))
+            render = rasterize(gaussians, camera, photo.background.to(device), options=options)
+            judge = replace(detector, expected=good.expected_without(i))
+            located.append(found)
+            scores.append(
+                judge.anomaly_map(photo.rgb.to(device), photo.alpha.to(device), render, camera).score
+            )
+            names.append(photo.name)
+        if on_photo is not None:
+            on_photo(done + 1, len(chosen))
+    return GoodScores(tuple(scores), tuple(names), tuple(located))
