@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,14 +11,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from detect.comparer import FLOORS, Compared, Comparer, compare
-from detect.difference import UNSIGNED, blur, difference_channels
-from detect.expected import Difference, Expectation, ExpectedResidual, expectation
+from detect.difference import UNSIGNED, Difference, blur, difference_channels
+from detect.expected import Expectation, ExpectedResidual, expectation
 from prepare.camera import Camera
 from recon.rasterize import Render
 from recon.reference import Reference
 
 FEATURE_FLOOR = 0.05  # as `detect.comparer.FLOORS`, for a backbone's channel
 BASE = 0.1  # of what good photos leave, granted to every channel: none at zero silences the others (the middle of a stain)
+RULE_WEIGHT = 2.0  # of the rule's logarithm beside the networks' log odds
+RULE_BASE = 0.05  # added to the rule's map before its logarithm
 SMOOTH_PX = 2.0  # standard deviation of the Gaussian over each channel, at 400 px
 SCORED_SHARE = 3e-4  # of the image's pixels: the hottest so many are averaged to the score
 EVIDENCE_PX = 1.0  # pixels of evidence that a place needs before something is said of it
@@ -36,14 +39,16 @@ class AnomalyMap:
 class DifferenceDetector:
     """What photo and render differ in, measured against what good photos of this reference leave.
 
-    With a `comparer` the learned comparison judges the channels of `detect.difference` at each pixel; without one their
-    geometric mean does. A backbone's channel, the last of `difference` where there is one, joins by geometric mean.
+    The rule: the geometric mean of the channels of `detect.difference` over what good photos leave; a backbone's channel
+    is the last of them where there is one. With `comparers`, networks trained for this part, their mean log odds are
+    added to the logarithm of the rule's map, as independent evidence is: the networks know which differences are gloss,
+    the rule does not err where nothing like it was trained.
     """
 
     reference: Reference
     expected: ExpectedResidual
     difference: Difference = field(default=difference_channels)
-    comparer: Comparer | None = None
+    comparers: tuple[Comparer, ...] = ()
 
     @torch.no_grad()
     def anomaly_map(
@@ -61,12 +66,23 @@ class DifferenceDetector:
         expected = expectation(self.reference, self.expected, camera)
         known = expected.evidence >= EVIDENCE_PX
         relative = relative_channels(channels, expected)
-        if self.comparer is None:
-            return combine(relative, known)
+        rule = combine(relative, known)
+        if not self.comparers:
+            return rule
         assert render.depth is not None
         compared = Compared(photo, photo_alpha, render.rgb, render.alpha, render.depth, channels, expected)
-        values = F.softplus(compare(self.comparer, compared)) * known
+        values = F.softplus(mean_logit(self.comparers, compared) + rule_logit(rule.values)) * known
         return AnomalyMap(values, known, image_score(values))
+
+
+def mean_logit(networks: Sequence[Comparer], compared: Compared) -> Float[Tensor, "height width"]:
+    """The networks' log odds of a defect, averaged."""
+    return torch.stack([compare(network, compared) for network in networks]).mean(dim=0)
+
+
+def rule_logit(rule: Float[Tensor, "height width"]) -> Float[Tensor, "height width"]:
+    """What the rule's map adds to the log odds: nothing where it is about 1, which good photos leave."""
+    return RULE_WEIGHT * (rule + RULE_BASE).log()
 
 
 def relative_channels(

@@ -13,19 +13,43 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scipy import stats
+import numpy as np
+from scipy import optimize, stats
 
 from pose.locate import CERTAIN, BeliefLimits, Located
 from prepare.atomic_write import write_json
 from prepare.errors import InputError, UsageError
 
+LEAST_FOR_DIFFICULTY = 20  # good photos
+LEAST_BASE = 0.2  # of what is usual, for a photo taken from where a fitted one was
 USUAL_RATE = 0.05  # asked for where nobody says otherwise, as far as the good photos support it
 FITTED_MARGIN = (
     1.5  # times the threshold where scores come from fitted photos: they look better than a new one will
 )
 
+# No threshold lies below this: a map of `detect.comparer` says there "a defect, one in twenty". Good photos that score next
+# to nothing would else have every speck of dust called a defect.
+LEAST_THRESHOLD = 0.05
+
 # Where the scores come from: photos kept from the one fit; each from a fit without it; given photos, never fitted; fitted.
 ScoreSource = Literal["held-out", "cross-fitted", "given", "fitted"]
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How much higher good photos score the farther they were taken from the nearest fitted photo.
+
+    Gloss and see-through gaps that no photo showed grow with that angle. A photo kept from a grid of photos lies a whole
+    step from its neighbours, a new photo half a step: without this the former would set a threshold that little exceeds.
+    """
+
+    base: float = 1.0
+    per_square_degree: float = 0.0
+    most_deg: float = 0.0  # beyond the angles that were seen it stays as it is there
+
+    def at(self, angle_deg: float) -> float:
+        """What a score is divided by, > 0; 1 at the angle that is usual for a new photo."""
+        return self.base + self.per_square_degree * min(angle_deg, self.most_deg) ** 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,8 @@ class Calibration:
     attainable_rate: float  # smallest rate that the number of good photos supports: 1 / (n + 1)
     rate_interval: tuple[float, float]  # holds the threshold's true rate 95 times in 100 calibrations
     threshold: float  # a photo scoring more is NG
-    good_scores: tuple[float, ...]  # of the good photos, in the order of the views
+    difficulty: Difficulty  # what the maps' scores are divided by
+    good_scores: tuple[float, ...]  # of the good photos, so divided, in the order of the views
     good_names: tuple[str, ...]
     source: ScoreSource
     note: str  # the above in words
@@ -52,9 +77,10 @@ def calibrate(
     *,
     source: ScoreSource,
     detector: str,
+    difficulty: Difficulty | None = None,
 ) -> Calibration:
     """The threshold that a new good photo exceeds with probability at most `false_alarm_rate` (None: USUAL_RATE or the
-    smallest that is attainable).
+    smallest that is attainable). `scores` are already divided by `difficulty`.
 
     The rate of one threshold, over all photos to come, varies from calibration to calibration as a Beta(n + 1 - k, k)
     variable (Vovk 2012, "Conditional validity of inductive conformal predictors"): `rate_interval` is its middle 95 %.
@@ -79,7 +105,7 @@ def calibrate(
         false_alarm_rate = max(USUAL_RATE, attainable_rate(n))
     check_attainable(n, false_alarm_rate)
     rank = _rank(n, false_alarm_rate)
-    threshold = sorted(scores)[rank - 1]
+    threshold = max(sorted(scores)[rank - 1], LEAST_THRESHOLD)
     interval = rate_interval(n, false_alarm_rate)
     note = (
         f"a good photo scores above the threshold with probability at most {false_alarm_rate:.1%} (split conformal, "
@@ -90,16 +116,40 @@ def calibrate(
         note += "; the good photos were also fitted, so expect more false alarms: use --folds, or fit with more photos"
         threshold *= FITTED_MARGIN
     return Calibration(
-        false_alarm_rate, attainable_rate(n), interval, threshold, tuple(scores), tuple(names), source, note, belief,
+        false_alarm_rate, attainable_rate(n), interval, threshold, difficulty or Difficulty(),
+        tuple(scores), tuple(names), source, note, belief,
         detector,
     )  # fmt: skip
+
+
+def fit_difficulty(scores: Sequence[float], angles_deg: Sequence[float], usual_deg: float) -> Difficulty:
+    """How the maps' scores of good photos grow with the angle to the nearest fitted photo.
+
+    Non-negative least squares of base + slope * angle^2, the highest tenth of the scores cut off lest one photo rule.
+    Normalised so that it is 1 at `usual_deg`. Dividing by it makes the score of normalised conformal prediction
+    (Papadopoulos et al. 2011); its two numbers come from the scores that are then calibrated with, for which there are
+    LEAST_FOR_DIFFICULTY at least: with fewer it is 1 for all.
+    """
+    if len(scores) < LEAST_FOR_DIFFICULTY or max(angles_deg) - min(angles_deg) < 1.0:
+        return Difficulty()
+    values, angles = np.asarray(scores, dtype=float), np.asarray(angles_deg, dtype=float)
+    capped = np.minimum(values, np.quantile(values, 0.9))
+    (base, slope), _ = optimize.nnls(np.stack([np.ones_like(angles), angles**2], axis=1), capped)
+    most = float(angles.max())
+    usual = base + slope * min(usual_deg, most) ** 2
+    # A base of nothing would divide photos from just where a fitted one was taken by nothing.
+    base = max(base, LEAST_BASE * usual)
+    usual = base + slope * min(usual_deg, most) ** 2
+    if usual <= 1e-9:
+        return Difficulty()
+    return Difficulty(float(base / usual), float(slope / usual), most)
 
 
 def recalibrated(calibration: Calibration, false_alarm_rate: float | None) -> Calibration:
     """The same scores at another rate. Raises: as `calibrate`."""
     return calibrate(
         calibration.good_scores, calibration.good_names, false_alarm_rate, calibration.belief,
-        source=calibration.source, detector=calibration.detector,
+        source=calibration.source, detector=calibration.detector, difficulty=calibration.difficulty,
     )  # fmt: skip
 
 
@@ -162,7 +212,7 @@ def calibrate_belief(located: Sequence[Located]) -> BeliefLimits:
 
 def save_calibration(path: Path, calibration: Calibration) -> None:
     """Write to JSON, atomically."""
-    write_json(path, {"format": "splatad-calibration", "version": 2, **asdict(calibration)})
+    write_json(path, {"format": "splatad-calibration", "version": 3, **asdict(calibration)})
 
 
 def load_calibration(path: Path) -> Calibration:
@@ -172,8 +222,9 @@ def load_calibration(path: Path) -> Calibration:
     """
     try:
         document: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        if document.pop("format") != "splatad-calibration" or document.pop("version") != 2:
+        if document.pop("format") != "splatad-calibration" or document.pop("version") != 3:
             raise ValueError("of another version")
+        document["difficulty"] = Difficulty(**document["difficulty"])
         document["belief"] = BeliefLimits(**document["belief"])
         document["good_scores"] = tuple(float(score) for score in document["good_scores"])
         document["good_names"] = tuple(document["good_names"])

@@ -1,14 +1,14 @@
 """A small learned comparison of photo and render: which differences are defects and which are what good photos leave.
 
-A U-Net (Ronneberger et al. 2015) of 53,000 weights sees, for every pixel, how photo and render differ, what good photos
-of this very reference leave there, and where the part's edges, silhouettes and gloss lie. It knows no part by its looks:
-it was trained on generated products alone (`detect.train_comparer`, `scripts/train_comparer.py`), and its weights,
-`comparer.safetensors`, come with the package. What is normal for a part comes in through its reference's statistics.
+A U-Net (Ronneberger et al. 2015) of 48,000 weights sees, for every pixel, how photo and render differ, what good photos
+of this very reference leave there, and where the part's edges, silhouettes and gloss lie. It is trained for each part on
+its own good photos (`detect.train_comparer`), from weights that come with the package: those were trained on generated
+products alone (`scripts/train_comparer.py`) and know defects, but no part's gloss.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from detect.difference import UNSIGNED, lab_of
 from detect.expected import Expectation
+from prepare.atomic_write import write_with
 from prepare.errors import InputError
 
-WEIGHTS = Path(__file__).parent / "comparer.safetensors"
+START = Path(__file__).parent / "comparer.safetensors"  # what training for a part starts from
 FLOORS = (0.02, 0.05)  # added to the expected deviation of colour and contrast: noise and rounding
 INPUTS = 21
 MARGIN_PX = 16  # round the part that is compared: the network's reach is about so far
@@ -133,21 +134,51 @@ def part_window(
     return span(rows), span(columns)
 
 
-@functools.cache
-def load_comparer(path: Path = WEIGHTS) -> Comparer:
-    """The trained network, frozen.
-
-    Raises: InputError where its weights are missing or damaged.
-    """
+def new_comparer(seed: int) -> Comparer:
+    """A network with random weights that depend on `seed` alone (He et al. 2015, normal, no bias)."""
+    generator = torch.Generator().manual_seed(seed)
     network = Comparer()
+    for name, weight in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(weight)
+        else:
+            nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+    return network
+
+
+def save_comparers(path: Path, networks: Sequence[Comparer]) -> None:
+    """Write the weights of all to one .safetensors file, atomically."""
+    tensors = {
+        f"{number}.{name}": tensor.cpu().contiguous()
+        for number, network in enumerate(networks)
+        for name, tensor in network.state_dict().items()
+    }
+    write_with(
+        path, lambda temporary: save_file(tensors, temporary, metadata={"format": "splatad-comparer-1"})
+    )
+
+
+def load_comparers(path: Path) -> tuple[Comparer, ...]:
+    """What `save_comparers` wrote, frozen.
+
+    Raises: InputError where it is missing or damaged.
+    """
     try:
-        network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        tensors = load_file(path)
+        networks = []
+        for number in sorted({int(name.split(".")[0]) for name in tensors}):
+            network = Comparer()
+            own = {name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{number}.")}
+            network.load_state_dict(own)
+            networks.append(network.eval().requires_grad_(False))
+        if not networks:
+            raise ValueError("it holds no network")
+        return tuple(networks)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{path}: the weights of the comparison cannot be read ({' '.join(str(error).split())[:160]}); "
-            "install splatad again"
+            "run `splatad fit` again"
         ) from error
-    return network.eval().requires_grad_(False)
 
 
 def _double(channels: int, width: int) -> nn.Sequential:

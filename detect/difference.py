@@ -13,12 +13,18 @@ Channels, zero for equal images, at full resolution:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from kornia.color import rgb_to_lab
 from torch import Tensor
 
+Difference = Callable[
+    [Float[Tensor, "height width rgb=3"], Float[Tensor, "height width rgb=3"]],
+    Float[Tensor, "channel height width"],
+]
 CHANNELS = ("colour", "contrast", "light")
 UNSIGNED = 2  # the first so many are >= 0
 CONTRAST_PX = 3.0  # standard deviation of the window of `contrast`, at 400 px

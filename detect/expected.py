@@ -9,7 +9,6 @@ pass of compositing by colour.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detect.difference import CHANNELS, difference_channels
+from detect.difference import CHANNELS, Difference, difference_channels
 from prepare.atomic_write import write_with
 from prepare.camera import Camera
 from prepare.errors import InputError
@@ -53,11 +52,6 @@ class ExpectedResidual:
 
 
 NOTHING_EXPECTED = ExpectedResidual(torch.zeros(0, 0), torch.zeros(0), torch.zeros(0), torch.zeros(0, 0))
-
-Difference = Callable[
-    [Float[Tensor, "height width rgb=3"], Float[Tensor, "height width rgb=3"]],
-    Float[Tensor, "channel height width"],
-]
 
 
 @dataclass(frozen=True)

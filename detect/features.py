@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from detect.backbones import Backbone
-from detect.difference import difference_channels
-from detect.expected import Difference
+from detect.difference import Difference, difference_channels
 
 
 def feature_distance(

@@ -142,9 +142,7 @@ def fuse(
         return FusedPart(verdict, None, None, names, doubted, coverage, ())
 
     p_values = {
-        photo.name: conformal_p(calibration, photo.score)
-        for photo in believed
-        if photo.score is not None
+        photo.name: conformal_p(calibration, photo.score) for photo in believed if photo.score is not None
     }
     least = min(p_values.values(), default=None)
     limit, note = _p_limit(calibration, len(believed))

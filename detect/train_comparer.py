@@ -1,39 +1,39 @@
-"""Trains the comparison of `detect.comparer` on generated products: their held-out photos, good and made defective.
+"""Trains the comparison of `detect.comparer` for one part: its good photos, each also with defects made on it.
 
-Each product is fitted with every third photo kept from the fit, so that the renders are as wrong as they are for a new
-photo. Examples are those held-out photos, the same with defects made by `detect.synthetic_defects`, and the product's own
-test photos, whose defects the ray caster made. `scripts/train_comparer.py` makes the products and runs this.
+Every good photo is compared with splats that have not seen it, so the renders are as wrong as they are for a new photo: the
+network learns what this part's gloss, edges and gaps leave, and, from the defects of `detect.synthetic_defects`, what they
+do not. Two networks learn from half of the photos each. A good photo is scored by the one that has not learned from it, as
+a new photo is by both: that keeps the calibration honest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from detect.comparer import Compared, Comparer, comparer_inputs, part_window
-from detect.difference import difference_channels
-from detect.expected import FITTED_WEIGHT, ResidualSums, expectation, residual_sums
+from detect.difference import Difference
+from detect.expected import Expectation
 from detect.synthetic_defects import with_defects
-from prepare.atomic_write import write_with
 from recon.fit import Photo
-from recon.rasterize import RasterOptions, rasterize
-from recon.reference import Reference
+from recon.gaussians import Gaussians
+from recon.rasterize import RasterOptions, Render, rasterize
 
 PATCH_PX = 96
+HALVES = 2
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the network is trained."""
+    """How the networks are trained."""
 
-    steps: int = 4000
+    steps: int = 300
     """Steps of AdamW under a one-cycle schedule."""
     batch: int = 6
     """Patches of 96 x 96 px a step."""
@@ -41,8 +41,10 @@ class TrainConfig:
     """Highest learning rate."""
     defective_share: float = 0.6
     """Share of the patches that are centred near a defect where their photo has one."""
+    synthetic: int = 4
+    """Defective versions of each good photo."""
     seed: int = 0
-    """Seed of weights, patches and turns."""
+    """Seed of weights, defects, patches and turns."""
 
 
 @dataclass(frozen=True)
@@ -54,75 +56,92 @@ class Example:
 
 
 def examples_of(
-    reference: Reference,
-    photos: Sequence[Photo],
-    tests: Iterable[tuple[Photo, Bool[Tensor, "_height _width"]]],
+    photo: Photo,
+    gaussians: Gaussians,
+    options: RasterOptions,
+    expected: Expectation,
+    difference: Difference,
     synthetic: int,
     seed: int,
 ) -> list[Example]:
-    """Examples from a product: of each held-out photo itself and `synthetic` defective versions; and its test photos.
+    """A good photo, and `synthetic` defective versions of it, against `gaussians` that have not seen it.
 
-    `tests` are photos at their true cameras with their defects. What good photos leave is taken without the photo in
-    question, as at an inspection.
+    None where neither photo nor render shows the part.
     """
+    options = replace(options, depth=True)
+    with torch.no_grad():
+        render = rasterize(gaussians, photo.camera, photo.background, options=options)
+    if part_window(photo.alpha, render.alpha) is None or float(render.alpha.max()) <= 0.9:
+        return []
     generator = torch.Generator().manual_seed(seed)
-    own: list[tuple[ResidualSums, float]] = []
-    total: ResidualSums | None = None
-    for photo, view in zip(photos, reference.views, strict=True):
-        sums, weight = residual_sums(reference, photo), 1.0 if view.held_out else FITTED_WEIGHT
-        own.append((sums, weight))
-        total = sums.plus(sums, weight - 1.0) if total is None else total.plus(sums, weight)
-    assert total is not None
-    options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
-    examples = []
-    for photo, view, (sums, weight) in zip(photos, reference.views, own, strict=True):
-        if not view.held_out:
-            continue
-        with torch.no_grad():
-            render = rasterize(reference.gaussians, photo.camera, photo.background, options=options)
-        expected = expectation(reference, total.plus(sums, -weight).expected(), photo.camera)
-        clean = torch.zeros(photo.alpha.shape, dtype=torch.bool)
-        versions = [(photo, clean)]
-        versions += [
-            with_defects(photo, reference.gaussians, render, options, generator) for _ in range(synthetic)
-        ]
-        examples += [_example(version, defect, render, expected) for version, defect in versions]
-    expected_of_all = total.expected()
-    for photo, defect in tests:
-        with torch.no_grad():
-            render = rasterize(reference.gaussians, photo.camera, photo.background, options=options)
-        examples.append(
-            _example(photo, defect, render, expectation(reference, expected_of_all, photo.camera))
-        )
-    return examples
+    versions = [(photo, torch.zeros(photo.alpha.shape, dtype=torch.bool))]
+    versions += [with_defects(photo, gaussians, render, options, generator) for _ in range(synthetic)]
+    return [example_of(version, defect, render, expected, difference) for version, defect in versions]
 
 
-def _example(photo: Photo, defect, render, expected) -> Example:
-    compared = Compared(
-        photo.rgb,
-        photo.alpha,
-        render.rgb,
-        render.alpha,
-        render.depth,
-        difference_channels(photo.rgb, render.rgb),
-        expected,
-    )
+def example_of(
+    photo: Photo,
+    defect: Bool[Tensor, "height width"],
+    render: Render,
+    expected: Expectation,
+    difference: Difference,
+) -> Example:
+    """What the network is shown of `photo` against `render` (with depth), which show the part, and where it is defective."""
+    assert render.depth is not None
+    channels = difference(photo.rgb, render.rgb)
+    compared = Compared(photo.rgb, photo.alpha, render.rgb, render.alpha, render.depth, channels, expected)
     window = part_window(photo.alpha, render.alpha)
     assert window is not None
     return Example(comparer_inputs(compared)[:, window[0], window[1]].half(), defect[window])
 
 
+def train_halves(
+    examples: Sequence[Sequence[Example]],
+    half_of: Sequence[int],
+    config: TrainConfig,
+    start: Comparer,
+    on_step: Callable[[int, int], object] | None = None,
+) -> tuple[Comparer, ...]:
+    """HALVES networks; network h learns from the `examples[i]` of the photos with `half_of[i]` h, from the weights of `start`.
+
+    They run side by side, each runs in one thread of its own, so that the weights do not depend on the number of cores.
+    """
+    done = [0] * HALVES
+
+    def learn(half: int) -> Comparer:
+        torch.set_num_threads(1)
+        own = [example for photo, h in zip(examples, half_of, strict=True) if h == half for example in photo]
+
+        def step(count: int, loss: float) -> None:
+            done[half] = count
+            if on_step is not None:
+                on_step(sum(done), HALVES * config.steps)
+
+        return train(own, replace(config, seed=config.seed + half), start, step)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(HALVES) as pool:
+            return tuple(pool.map(learn, range(HALVES)))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def train(
-    examples: Sequence[Example], config: TrainConfig, on_step: Callable[[int, float], None] | None = None
+    examples: Sequence[Example],
+    config: TrainConfig,
+    start: Comparer,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> Comparer:
-    """A network trained on random patches, turned and mirrored; `on_step` is told (step, loss).
+    """`start` trained further on random patches, turned and mirrored; `on_step` is told (step, loss).
 
     The loss is a cross entropy that counts wrong pixels more (after Lin et al. 2017, focal loss) and soft Dice (Milletari
     et al. 2016): defects are a thousandth of the pixels.
     """
-    torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     network = Comparer()
+    network.load_state_dict(start.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.rate, config.steps)
     defects = [example.defect.nonzero() for example in examples]
@@ -142,13 +161,7 @@ def train(
         schedule.step()
         if on_step is not None:
             on_step(step + 1, float(loss.detach()))
-    return network.eval()
-
-
-def save_comparer(path: Path, network: Comparer, note: str) -> None:
-    """Write the weights, atomically; `note` says what they were trained on."""
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata={"trained on": note}))
+    return network.eval().requires_grad_(False)
 
 
 def _patch(

@@ -12,6 +12,7 @@ from pose.locate import Located
 
 VerdictName = Literal["OK", "NG", "CANNOT TELL"]
 MOST_UNKNOWN = 0.2  # share of the part in the photo that the reference never showed
+SAID_UNKNOWN = 0.01  # from here on the share is told beside the verdict
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ def decide(located: Located, anomaly: AnomalyMap, part_px: int, calibration: Cal
             "CANNOT TELL",
             (f"the anomaly score is {anomaly.score}: the photo holds values that are no colours",),
         )
-    notes = (located.ambiguity,) if located.ambiguity else ()
+    notes: tuple[str, ...] = (located.ambiguity,) if located.ambiguity else ()
+    if unknown > SAID_UNKNOWN:
+        notes += (
+            f"{unknown:.0%} of the part in the photo was not shown by any reference photo: nothing is said of it",
+        )
     ratio = anomaly.score / max(calibration.threshold, 1e-12)
     if anomaly.score > calibration.threshold:
         return Verdict(

@@ -82,6 +82,15 @@ class Reference:
         cosine = (torch.nn.functional.normalize(others, dim=1) @ direction.to(others)).max()
         return math.degrees(math.acos(float(cosine.clamp(-1, 1))))
 
+    @property
+    def usual_view_deg(self) -> float:
+        """Angle to the nearest fitted view that is usual for a new photo: half the median step between views, degrees."""
+        fitted = [view.camera.centre for view in self.views if not view.held_out]
+        centres = torch.stack(fitted or [view.camera.centre for view in self.views])
+        directions = torch.nn.functional.normalize(centres - self.volume.centre, dim=1)
+        cosines = (directions @ directions.T).fill_diagonal_(-1.0).amax(dim=1)
+        return 0.5 * float(torch.rad2deg(torch.acos(cosines.clamp(-1, 1))).median())
+
 
 def reference_from_fit(
     name: str,

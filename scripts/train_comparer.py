@@ -1,9 +1,11 @@
-"""Trains `detect/comparer.safetensors`: makes products, fits them, makes defects on their held-out photos, trains.
+"""Trains `detect/comparer.safetensors`, from which `splatad fit` trains the networks of a part.
 
-    .venv/bin/python scripts/train_comparer.py [--seeds 11 12] [--steps 4000] [--out detect/comparer.safetensors]
+    .venv/bin/python scripts/train_comparer.py [--seeds 11 12] [--train.steps 3000] [--out detect/comparer.safetensors]
 
-Every step is kept under --work and a stopped run goes on where it was. Products of other seeds than those used in
-docs/results.md; no photo of anybody's is seen.
+Makes products, fits them with every third photo held out, and takes as examples the held-out photos, the same with
+made-up defects, and the products' own test photos, whose defects the ray caster made. Every stage is kept under --work and
+a stopped run goes on where it was. The products have other seeds than those of docs/results.md; no photo of anybody's is
+seen.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ import tyro
 from safetensors.torch import load_file, save_file
 
 import recon.fit
-from detect.comparer import WEIGHTS
+from detect.comparer import START, new_comparer, save_comparers
+from detect.detectors import RULE, detector_of
+from detect.difference import difference_channels
 from detect.evaluate import mask_at_map_size
-from detect.train_comparer import Example, TrainConfig, examples_of, save_comparer, train
+from detect.expected import NOTHING_EXPECTED, expectation
+from detect.good_photos import look_at_good_photos
+from detect.train_comparer import Example, TrainConfig, example_of, examples_of, train
 from prepare.atomic_write import write_with
 from prepare.datasets.mad_sim import prepare_mad_sim
 from prepare.generate.dataset import Settings, generate
@@ -29,7 +35,7 @@ from prepare.generate.objects import Family
 from prepare.image import read_mask
 from prepare.scene import Scene, load_query_image, load_scene
 from recon.fit import Photo, fit_photos, load_photo
-from recon.rasterize import RasterOptions
+from recon.rasterize import RasterOptions, rasterize
 from recon.reference import Reference, load_reference, reference_from_fit, save_reference
 from splatad.inspector import over_background
 from splatad.threads import leave_cores_to_the_kernel
@@ -49,15 +55,13 @@ class Train:
     """Reference photos a product; every third is kept from the fit and becomes examples."""
     defects: int = 8
     """Test photos of each of the three defect types a product."""
-    synthetic: int = 5
-    """Defective versions of each held-out photo."""
     splats: int = 50_000
     """Most splats a product may have."""
     work: Path = Path("splatad-work/train-comparer")
     """Where products, fits and examples are kept."""
-    out: Path = WEIGHTS
+    out: Path = START
     """The file of weights to write."""
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=3000, synthetic=5))
     """How the network is trained."""
 
 
@@ -90,11 +94,8 @@ def main(config: Train) -> None:
         if step % 100 == 0:
             print(f"step {step}: loss {running:.3f}, {time.perf_counter() - started:.0f} s", flush=True)
 
-    network = train(examples, config.train, show)
-    note = (
-        f"generated {', '.join(config.families)}, seeds {', '.join(map(str, config.seeds))}; {config.train}"
-    )
-    save_comparer(config.out, network, note)
+    network = train(examples, config.train, new_comparer(config.train.seed), show)
+    save_comparers(config.out, [network])
     print(f"written to {config.out}: {sum(p.numel() for p in network.parameters()):,} weights")
 
 
@@ -112,7 +113,22 @@ def _examples(config: Train, family: Family, seed: int, name: str) -> list[Examp
     )
     photos = [load_photo(view, fit_config.size_px) for view in scene.views]
     reference = _reference(config.work / "references" / name, name, photos, fit_config, folder)
-    return examples_of(reference, photos, _tests(scene, reference), config.synthetic, seed)
+    good = look_at_good_photos(detector_of(RULE, reference, NOTHING_EXPECTED), photos, [None] * len(photos))
+    made: list[Example] = []
+    for i, (photo, view) in enumerate(zip(photos, reference.views, strict=True)):
+        if view.held_out:
+            expected = expectation(reference, good.expected_without(i), photo.camera)
+            made += examples_of(
+                photo, reference.gaussians, reference.options, expected, difference_channels,
+                config.train.synthetic, 1000 * seed + i,
+            )  # fmt: skip
+    options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
+    for photo, defect in _tests(scene, reference):
+        with torch.no_grad():
+            render = rasterize(reference.gaussians, photo.camera, photo.background, options=options)
+        expected = expectation(reference, good.expected, photo.camera)
+        made.append(example_of(photo, defect, render, expected, difference_channels))
+    return made
 
 
 def _reference(

@@ -152,11 +152,13 @@ class Inspector:
         with torch.no_grad():
             render = rasterize(reference.gaussians, camera, background.to(device), options=options)
             anomaly = loaded.detector.anomaly_map(photo.to(device), image.alpha.to(device), render, camera)
+        difficulty = loaded.calibration.difficulty.at(located.nearest_view_deg)
+        anomaly = replace(anomaly, score=anomaly.score / difficulty)
         part_px = int(((render.alpha.cpu() > 0.5) | (image.alpha > 0.5)).sum())
         verdict = decide(located, anomaly, part_px, loaded.calibration)
         defects: tuple[Defect, ...] = ()
         if verdict.name == "NG":
-            threshold = min(loaded.calibration.threshold, anomaly.score)
+            threshold = min(loaded.calibration.threshold, anomaly.score) * difficulty
             defects = find_defects(
                 anomaly, threshold, photo, image.alpha, render, reference, camera, located.exposure
             )
@@ -194,6 +196,7 @@ def verdict_document(inspection: Inspection, loaded: LoadedReference, version: s
         "verdict": inspection.verdict.name,
         "reasons": list(inspection.verdict.reasons),
         "score": None if anomaly is None else anomaly.score,
+        "score_divided_by": None if located is None else calibration.difficulty.at(located.nearest_view_deg),
         "threshold": calibration.threshold,
         "false_alarm_rate": calibration.false_alarm_rate,
         "attainable_rate": calibration.attainable_rate,

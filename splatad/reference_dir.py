@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,16 +12,20 @@ import torch
 from detect.anomaly_map import DifferenceDetector
 from detect.calibrate import (
     Calibration,
+    Difficulty,
     ScoreSource,
     attainable_rate,
     calibrate,
     calibrate_belief,
+    fit_difficulty,
     load_calibration,
     save_calibration,
 )
-from detect.detectors import DETECTOR, detector_of
-from detect.expected import NOTHING_EXPECTED, ExpectedResidual, load_expected, save_expected
-from detect.good_photos import look_at_good_photos, score_good_photos
+from detect.comparer import load_comparers, save_comparers
+from detect.detectors import RULE, detector_of, is_learned
+from detect.expected import NOTHING_EXPECTED, load_expected, save_expected
+from detect.good_photos import look_at_good_photos, score_good_photos, train_on_good_photos
+from detect.train_comparer import TrainConfig
 from pose.index import PoseIndex, build_index, load_index, save_index
 from pose.keypoints import extractor
 from pose.landmarks import Landmarks, build_landmarks, load_landmarks, save_landmarks
@@ -33,6 +37,7 @@ from recon.reference import Reference, load_reference, save_reference
 from splatad.workspace import Workspace
 
 LANDMARKS = "landmarks.safetensors"
+COMPARER = "comparer.safetensors"
 SPLATS, INDEX, EXPECTED, CALIBRATION = (
     "splats.ply",
     "index.safetensors",
@@ -62,6 +67,7 @@ def load_whole_reference(folder: Path, device: torch.device | None = None) -> Lo
     if device is not None and device.type != "cpu":
         reference = _on_device(reference, device)
     calibration = load_calibration(folder / CALIBRATION)
+    comparers = load_comparers(folder / COMPARER) if is_learned(calibration.detector) else ()
     expected = load_expected(folder / EXPECTED)
     if len(expected.seen) != len(reference.gaussians):  # the rasteriser would read beyond them
         raise InputError(
@@ -72,7 +78,7 @@ def load_whole_reference(folder: Path, device: torch.device | None = None) -> Lo
         reference,
         SplatLevels(reference.gaussians),
         load_index(folder / INDEX),
-        detector_of(calibration.detector, reference, expected),
+        detector_of(calibration.detector, reference, expected, comparers),
         calibration,
         load_landmarks(folder / LANDMARKS) if (folder / LANDMARKS).exists() else None,
     )
@@ -85,7 +91,8 @@ def finish_reference(
     false_alarm_rate: float | None,
     *,
     unseen: Sequence[Gaussians | None] | None = None,
-    detector: str = DETECTOR,
+    detector: str = RULE,
+    training: TrainConfig | None = None,
     keypoints: str | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> LoadedReference:
@@ -109,18 +116,16 @@ def finish_reference(
     if keypoints is not None:
         landmarks = build_landmarks(reference, extractor(keypoints), on_view=tell("landmarks"))
     unseen = unseen or [None] * len(photos)
-    expected, calibration = calibrate_reference(
-        reference, index, photos, unseen, false_alarm_rate, detector, on_step
+    judge, calibration = calibrate_reference(
+        reference, index, photos, unseen, false_alarm_rate, detector, training, on_step
     )
     save_index(folder / INDEX, index)
     if landmarks is None:
         (folder / LANDMARKS).unlink(missing_ok=True)  # of an earlier fit
     else:
         save_landmarks(folder / LANDMARKS, landmarks)
-    save_expected(folder / EXPECTED, expected)
-    save_calibration(folder / CALIBRATION, calibration)
+    save_detector(folder, judge, calibration)
     save_reference(folder, reference)
-    judge = detector_of(detector, reference, expected)
     return LoadedReference(reference, levels, index, judge, calibration, landmarks)
 
 
@@ -131,15 +136,22 @@ def calibrate_reference(
     unseen: Sequence[Gaussians | None],
     false_alarm_rate: float | None,
     detector: str,
+    training: TrainConfig | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
-) -> tuple[ExpectedResidual, Calibration]:
-    """What good photos leave, and the threshold, from the reference's own photos. See `finish_reference`."""
+) -> tuple[DifferenceDetector, Calibration]:
+    """The detector, with what good photos leave and its networks, and its threshold. See `finish_reference`."""
 
     def tell(stage: str) -> Callable[[int, int], None]:
         return lambda done, total: on_step(stage, done, total) if on_step is not None else None
 
     judge = detector_of(detector, reference, NOTHING_EXPECTED)
     good = look_at_good_photos(judge, photos, unseen, tell("what good photos leave"))
+    if is_learned(detector):
+        config = training or TrainConfig()
+        networks = train_on_good_photos(
+            judge, photos, unseen, good, config, tell("made-up defects"), tell("learning to compare")
+        )
+        judge = replace(judge, comparers=networks)
     scored = score_good_photos(judge, index, photos, unseen, good, tell("calibration"))
     source: ScoreSource = "held-out"
     if any(one is not None for one in unseen):
@@ -151,8 +163,24 @@ def calibrate_reference(
         # The caller has checked the rate against all photos; some were not found again, and it does not hang on these.
         rate = max(rate, attainable_rate(len(scored.scores)))
     belief = calibrate_belief(scored.located)
-    calibration = calibrate(scored.scores, scored.names, rate, belief, source=source, detector=detector)
-    return good.expected, calibration
+    difficulty = Difficulty()
+    if source != "fitted":
+        difficulty = fit_difficulty(scored.scores, scored.angles_deg, reference.usual_view_deg)
+    scores = [s / difficulty.at(angle) for s, angle in zip(scored.scores, scored.angles_deg, strict=True)]
+    calibration = calibrate(
+        scores, scored.names, rate, belief, source=source, detector=detector, difficulty=difficulty
+    )
+    return replace(judge, expected=good.expected), calibration
+
+
+def save_detector(folder: Path, detector: DifferenceDetector, calibration: Calibration) -> None:
+    """What good photos leave, the networks where there are any, and the threshold, which comes last."""
+    save_expected(folder / EXPECTED, detector.expected)
+    if detector.comparers:
+        save_comparers(folder / COMPARER, detector.comparers)
+    save_calibration(folder / CALIBRATION, calibration)
+    if not detector.comparers:
+        (folder / COMPARER).unlink(missing_ok=True)  # of an earlier fit
 
 
 def find_reference(workspace: Workspace, name: str | None, folder: Path | None) -> Path:
@@ -205,8 +233,6 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _on_device(reference: Reference, device: torch.device) -> Reference:
-    from dataclasses import replace
-
     return replace(reference, gaussians=reference.gaussians.to(device))
 
 

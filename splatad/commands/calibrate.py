@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -38,6 +38,9 @@ class Calibrate:
     of good photos cannot support are refused."""
     folds: int = 0
     """Cross-fit: so many more fits, each without a part of the reference's photos, which it then scores. Needs the scene."""
+    map: Literal["comparer", "difference"] = "comparer"
+    """With --folds, what judges the differences: networks that learn this part's gloss and edges from the fits, or the
+    fixed rule."""
     good: tuple[Path, ...] = ()
     """Photos of good parts, or folders of them, that are not among the reference's."""
     dry_run: bool = False
@@ -56,11 +59,9 @@ def run(config: Calibrate) -> int:
     Raises: UsageError for a rate that cannot be had; InputError for photos or a reference that cannot be read.
     """
     from detect.calibrate import recalibrated, save_calibration
-    from detect.expected import save_expected
     from prepare.errors import UsageError
     from splatad.reference_dir import (
         CALIBRATION,
-        EXPECTED,
         choose_device,
         find_reference,
         load_whole_reference,
@@ -80,19 +81,20 @@ def run(config: Calibrate) -> int:
     device = choose_device(config.device)
     leave_cores_to_the_kernel(device)
     terminal = Terminal()
-    expected = None
+    detector = None
     if config.good:
         calibration = _from_good(config, folder, device, terminal)
     elif config.folds:
-        calibration, expected = _cross_fitted(config, folder, device, terminal)
+        detector, calibration = _cross_fitted(config, folder, device, terminal)
     else:
         calibration = recalibrated(load_whole_reference(folder, device).calibration, rate)
     _show(calibration, terminal)
     if config.dry_run:
         return 0
-    if expected is not None:
-        save_expected(folder / EXPECTED, expected)
-    save_calibration(folder / CALIBRATION, calibration)
+    if detector is not None:
+        save_detector(folder, detector, calibration)
+    else:
+        save_calibration(folder / CALIBRATION, calibration)
     terminal.say(f"threshold {calibration.threshold:.3g}: {calibration.note}")
     terminal.say(f"written to {folder / CALIBRATION}")
     return 0
@@ -126,16 +128,18 @@ def _from_good(config: Calibrate, folder: Path, device: torch.device, terminal: 
         raise InputError(f"{config.good[0]}: in none of the {len(paths)} photos was the part found")
     held = inspector.loaded.calibration
     return calibrate(
-        scores, names, config.false_alarm_rate, held.belief, source="given", detector=held.detector
-    )
+        scores, names, config.false_alarm_rate, held.belief,
+        source="given", detector=held.detector, difficulty=held.difficulty,
+    )  # fmt: skip
 
 
 def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, terminal: Terminal):
-    """From the reference's own photos, each scored by a fit that has not seen it; and what good photos leave."""
+    """From the reference's own photos, each scored by a fit that has not seen it; and the detector made with these."""
     import dataclasses
     import shutil
 
     from detect.calibrate import check_attainable
+    from detect.detectors import LEARNED, RULE, detector_name
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
     from recon.fit import FitConfig, FitProgress, cross_fit, initial_cloud, load_photo, unseen_of
@@ -160,6 +164,7 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
         for view in scene.views:
             photos.append(load_photo(view, fit_config.size_px))
             bar.advance()
+    features = loaded.calibration.detector.partition("+")[2]
     checkpoints = folder / "cross-fit"
     with terminal.bar(
         f"{config.folds} fits, each without a part of the photos", config.folds * fit_config.steps
@@ -179,18 +184,18 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
             on_progress=show,
         )
     with terminal.stages() as stage:
-        expected, calibration = calibrate_reference(
+        detector, calibration = calibrate_reference(
             reference,
             loaded.index,
             photos,
             unseen_of(fits, len(photos)),
             config.false_alarm_rate,
-            loaded.calibration.detector,
-            stage.to,
+            detector_name(LEARNED if config.map == LEARNED else RULE, features or None),
+            on_step=stage.to,
         )
     if not config.dry_run:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    return calibration, expected
+    return detector, calibration
 
 
 def _show(calibration: Calibration, terminal: Terminal) -> None:

@@ -59,8 +59,9 @@ class Fit:
     false_alarm_rate: float | None = None
     """Share of good photos that may be called NG: 0.05, or what the photos support if that is more: n of them, 1 / (n + 1).
     `splatad calibrate` changes it later."""
-    map: Literal["comparer", "difference"] = "comparer"
-    """What judges the differences: the small network that comes with splatad, or a fixed rule without any learning."""
+    map: Literal["comparer", "difference"] | None = None
+    """What judges the differences: two small networks that learn this part's gloss and edges from the fits of --folds, or
+    a fixed rule. The networks where there are folds."""
     features: str = "none"
     """ImageNet backbone whose view joins the map: none, mobilenet_v2, efficientnet_b4, or a timm name."""
     keypoints: str = "none"
@@ -84,7 +85,8 @@ def run(config: Fit) -> int:
     import time
 
     from detect.backbones import load_backbone
-    from detect.detectors import detector_name
+    from detect.calibrate import load_calibration, recalibrated, save_calibration
+    from detect.detectors import LEARNED, RULE, detector_name
     from pose.keypoints import extractor
     from pose.matching import pnp_solver
     from prepare.errors import InputError, UsageError
@@ -101,7 +103,7 @@ def run(config: Fit) -> int:
     )
     from recon.rasterize import RasterOptions
     from recon.reference import load_reference, reference_from_fit
-    from splatad.reference_dir import choose_device, find_scene, finish_reference
+    from splatad.reference_dir import CALIBRATION, choose_device, find_scene, finish_reference
     from splatad.run_record import run_settings
     from splatad.terminal import Terminal
     from splatad.threads import leave_cores_to_the_kernel
@@ -120,7 +122,9 @@ def run(config: Fit) -> int:
         len(scene.views) if folds else len(held_out_indices(len(scene.views), fit_config.held_out_every))
     )
     _check_rate(config.false_alarm_rate, calibrating or len(scene.views))
-    detector = detector_name(config.map, config.features)
+    if config.map == LEARNED and not folds:
+        raise UsageError(f"--map {LEARNED}: learns from the fits of --folds; give --folds {USUAL_FOLDS} too")
+    detector = detector_name(config.map or (LEARNED if folds else RULE), config.features)
     if config.features != "none":
         load_backbone(config.features)  # says now, not after the fit, where weights are missing
     keypoints = None if config.keypoints == "none" else config.keypoints
@@ -128,7 +132,6 @@ def run(config: Fit) -> int:
         extractor(keypoints)
         pnp_solver()
     settings = run_settings(fit_config, device) | {
-        "false_alarm_rate": config.false_alarm_rate,
         "detector": detector,
         "keypoints": config.keypoints,
         "folds": folds,
@@ -141,11 +144,19 @@ def run(config: Fit) -> int:
             existing = load_reference(target)
         except InputError:
             existing = None
-        defaults = {"fit": None, "false_alarm_rate": None, "detector": None, "keypoints": "none", "folds": 0}
+        # Another rate only takes another of the same scores.
+        defaults = {"fit": None, "detector": None, "keypoints": "none", "folds": 0}
         if existing is not None and all(
             existing.settings.get(key, default) == settings[key] for key, default in defaults.items()
         ):
+            held = load_calibration(target / CALIBRATION)
+            calibration = held
+            if config.false_alarm_rate is not None:
+                calibration = recalibrated(held, config.false_alarm_rate)
             terminal.say(f"{target}: already fitted with these settings; --again fits it anew")
+            if calibration != held:
+                save_calibration(target / CALIBRATION, calibration)
+                terminal.say(f"  threshold {calibration.threshold:.3g}: {calibration.note}")
             terminal.say(f"next: splatad detect --class {name} --query PHOTO_OR_FOLDER")
             return 0
     if scene.missing:
@@ -231,7 +242,7 @@ def run(config: Fit) -> int:
         f"({fit.initial_source})"
     )
     terminal.say(f"  {_quality(fold_fits or [fit])}")
-    terminal.say(f"  threshold {loaded.calibration.threshold:.2f}: {loaded.calibration.note}")
+    terminal.say(f"  threshold {loaded.calibration.threshold:.3g}: {loaded.calibration.note}")
     terminal.say(f"  written to {target}; {target / 'splats.ply'} opens in any splat viewer")
     terminal.say(f"next: splatad detect --class {name} --query PHOTO_OR_FOLDER")
     return 0

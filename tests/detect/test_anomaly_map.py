@@ -1,13 +1,20 @@
 """From channels to a map and a score."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
 
-from detect.anomaly_map import EVIDENCE_PX, SCORED_SHARE, DifferenceDetector, combine, image_score
-from detect.comparer import EMPTY_LOGIT, FLOORS, Comparer
+from detect.anomaly_map import (
+    EVIDENCE_PX,
+    RULE_BASE,
+    RULE_WEIGHT,
+    SCORED_SHARE,
+    DifferenceDetector,
+    combine,
+    image_score,
+)
+from detect.comparer import EMPTY_LOGIT, FLOORS, new_comparer, part_window
 from detect.expected import ENOUGH_PIXELS, ExpectedResidual
 from recon.rasterize import RasterOptions, rasterize
 
@@ -95,8 +102,8 @@ def test_splats_that_no_photo_showed_are_not_known_whatever_judges(toy):
     share_unseen = rasterize(reference.gaussians, camera, torch.zeros(3), colours=colours).rgb[..., 0]
     # Known where at least half of the pixel is.
     half = 1 - EVIDENCE_PX / ENOUGH_PIXELS
-    for comparer in (None, Comparer().eval()):
-        detector = DifferenceDetector(reference, expected, comparer=comparer)
+    for comparers in ((), (new_comparer(0), new_comparer(1))):
+        detector = DifferenceDetector(reference, expected, comparers=comparers)
         result = detector.anomaly_map(photo, torch.ones(100, 100), render, camera)
         assert not result.known[share_unseen > half + 0.01].any()
         assert result.known[share_unseen < half - 0.01].all()
@@ -105,22 +112,28 @@ def test_splats_that_no_photo_showed_are_not_known_whatever_judges(toy):
         assert result.values[result.known].max() > 0
 
 
-def test_the_comparison_makes_the_map_where_there_is_one(toy):
-    """A network whose last layer gives 2 everywhere: the map is softplus(2) at the part and nothing far from it."""
+def test_networks_add_their_mean_log_odds_to_the_rules(toy):
+    """Two networks whose last layers give 1 and 3 everywhere."""
     reference = toy.reference
-    comparer = Comparer().eval()
-    torch.nn.init.zeros_(comparer.out.weight)
-    torch.nn.init.constant_(comparer.out.bias, 2.0)
+    networks = []
+    for bias in (1.0, 3.0):
+        network = new_comparer(0)
+        torch.nn.init.zeros_(network.out.weight)
+        torch.nn.init.constant_(network.out.bias, bias)
+        networks.append(network)
     camera = toy.cameras(1, seed=2)[0]
+    photo = toy.photo(camera, noise_seed=1)
     render = rasterize(reference.gaussians, camera, torch.ones(3), options=RasterOptions(depth=True))
-    alpha = torch.zeros(100, 100)
-    alpha[:10, :10] = 1.0
-    render = dataclasses.replace(render, alpha=torch.zeros(100, 100))
-    detector = DifferenceDetector(reference, expected_of(reference, [0.01] * 3), comparer=comparer)
-    result = detector.anomaly_map(torch.ones(100, 100, 3), alpha, render, camera)
-    inside = math.log1p(math.exp(2.0))
-    assert torch.allclose(result.values[:26, :26], torch.tensor(inside))
-    assert torch.allclose(result.values[26:], torch.tensor(math.log1p(math.exp(EMPTY_LOGIT))))
+    expected = expected_of(reference, [0.01] * 3)
+    rule = DifferenceDetector(reference, expected).anomaly_map(photo.rgb, photo.alpha, render, camera)
+    both = DifferenceDetector(reference, expected, comparers=tuple(networks)).anomaly_map(
+        photo.rgb, photo.alpha, render, camera
+    )
+    near = torch.zeros(100, 100, dtype=torch.bool)
+    near[part_window(photo.alpha, render.alpha)] = True
+    logit = torch.where(near, 2.0, EMPTY_LOGIT) + RULE_WEIGHT * (rule.values + RULE_BASE).log()
+    assert torch.allclose(both.values, logit.exp().add(1).log(), atol=1e-5)
+    assert both.score == pytest.approx(image_score(both.values))
 
 
 def test_a_painted_blob_is_the_hottest_place(toy):

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from detect.calibrate import (
+    LEAST_THRESHOLD,
+    Difficulty,
     calibrate,
     calibrate_belief,
     conformal_p,
+    fit_difficulty,
     load_calibration,
     rate_interval,
     recalibrated,
@@ -40,7 +43,7 @@ def test_threshold_is_the_order_statistic_counted_by_hand(n, rate, kth_smallest)
     result = calibrated(shuffled(n), rate)
     assert result.threshold == kth_smallest
     assert result.attainable_rate == pytest.approx(1 / (n + 1))
-    assert f"{n} good photos" in result.note
+    assert f"{n} held-out good photos" in result.note
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,49 @@ def test_good_photos_pass_the_promised_rate_of_times():
         alarms += row[-1] > calibrated(row[:-1], rate).threshold
     low, high = binomial_interval(alarms, trials, confidence=0.999)
     assert low <= rate <= high  # (n + 1) rate is whole, so the rate is met exactly
+
+
+def test_difficulty_is_the_planted_growth_with_the_angle():
+    generator = torch.Generator().manual_seed(2)
+    angles = (torch.rand(200, generator=generator, dtype=torch.float64) * 30).tolist()
+    noise = (0.7 + 0.6 * torch.rand(200, generator=generator, dtype=torch.float64)).tolist()
+    scores = [(1.0 + 0.01 * angle**2) * factor for angle, factor in zip(angles, noise, strict=True)]
+    difficulty = fit_difficulty(scores, angles, usual_deg=10.0)
+    assert difficulty.at(10.0) == pytest.approx(1.0)
+    assert difficulty.at(30.0) / difficulty.at(0.0) == pytest.approx(10.0, rel=0.35)
+    assert difficulty.at(80.0) == difficulty.at(max(angles))  # nothing is known of so far
+
+
+def test_photos_that_all_lie_as_far_off_or_are_few_have_no_difficulty():
+    assert fit_difficulty([1.0, 2.0] * 20, [5.0, 5.5] * 20, 3.0) == Difficulty()
+    assert fit_difficulty([1.0, 9.0] * 9, [5.0, 25.0] * 9, 3.0) == Difficulty()
+    assert fit_difficulty([0.0] * 40, [5.0, 25.0] * 20, 3.0) == Difficulty()
+    assert Difficulty().at(17.0) == 1.0
+
+
+def test_good_photos_from_near_are_not_drowned_by_those_from_far():
+    """Held-out photos a step from their neighbours, new ones half a step: the promised rate, not a tenth of it."""
+    generator = torch.Generator().manual_seed(4)
+
+    def drawn(count, low, high):
+        angles = (low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)).tolist()
+        noise = torch.randn(count, generator=generator, dtype=torch.float64).mul(0.4).exp().tolist()
+        return [(0.5 + 0.005 * a * a) * n for a, n in zip(angles, noise, strict=True)], angles
+
+    scores, angles = drawn(200, 5.0, 30.0)
+    difficulty = fit_difficulty(scores, angles, 10.0)
+    divided = [score / difficulty.at(angle) for score, angle in zip(scores, angles, strict=True)]
+    new, new_angles = drawn(4000, 3.0, 15.0)
+    plain, scaled = calibrated(scores, 0.1).threshold, calibrated(divided, 0.1).threshold
+    assert sum(score > plain for score in new) / 4000 < 0.02
+    alarms = sum(s / difficulty.at(a) > scaled for s, a in zip(new, new_angles, strict=True)) / 4000
+    assert 0.05 < alarms < 0.16
+
+
+def test_the_threshold_is_never_so_low_that_dust_is_a_defect():
+    low = [0.001 * (i + 1) for i in range(19)]
+    assert calibrated(low).threshold == LEAST_THRESHOLD
+    assert calibrated([*low[:-1], 0.2]).threshold == 0.2
 
 
 def test_scores_keep_their_order_and_names():
@@ -171,7 +217,7 @@ def test_a_part_often_cut_by_the_frame_lowers_what_must_be_within_it():
 
 
 def test_a_stored_calibration_comes_back_exactly(tmp_path):
-    result = calibrated([0.1 + 0.2, 1 / 3, 2.0], 0.25, detector="difference+mobilenet_v2")
+    result = calibrated([0.1 + 0.2, 1 / 3, 2.0], 0.25, source="cross-fitted")
     save_calibration(tmp_path / "calibration.json", result)
     assert load_calibration(tmp_path / "calibration.json") == result
 
@@ -196,7 +242,7 @@ def test_a_stored_calibration_comes_back_exactly(tmp_path):
 )
 def test_a_damaged_calibration_is_refused_with_its_name(tmp_path, change):
     path = tmp_path / "calibration.json"
-    save_calibration(path, calibrated([1.0, 2.0]))
+    save_calibration(path, calibrated([1.0, 2.0], 0.4))
     if change is None:
         path.unlink()
     elif isinstance(change, str):

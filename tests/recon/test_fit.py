@@ -20,10 +20,13 @@ from recon.fit import (
     Photo,
     Schedule,
     compositing_weights,
+    cross_fit,
     fit_photos,
+    folds_of,
     held_out_indices,
     preset,
     resumable_step,
+    unseen_of,
 )
 from recon.losses import psnr
 from recon.rasterize import RasterOptions, rasterize
@@ -140,6 +143,42 @@ def test_a_checkpoint_of_other_photos_or_settings_is_not_resumed(photos: list[Ph
     fit_photos(photos, other, checkpoint=tmp_path, on_progress=lambda progress: steps.append(progress.step))
     assert steps == [10]
     assert_same(fit_photos(photos, other), fit_photos(photos, other, checkpoint=tmp_path))
+
+
+def test_folds_deal_out_every_photo_once() -> None:
+    folds = folds_of(11, 3)
+    assert sorted(i for fold in folds for i in fold) == list(range(11))
+    assert folds[0] == {0, 3, 6, 9}
+
+
+def test_each_fold_is_fitted_without_its_photos_and_a_stopped_run_keeps_the_finished_ones(
+    photos: list[Photo], tmp_path: Path
+) -> None:
+    short = replace(TINY, steps=6, held_out_every=0)
+    seen: list[tuple[int, int]] = []
+    fits = cross_fit(
+        photos, short, 2, checkpoints=tmp_path, on_progress=lambda fold, p: seen.append((fold, p.step))
+    )
+    assert [fold for fold, _ in seen] == [0, 1]
+    for fit, fold in zip(fits, folds_of(len(photos), 2), strict=True):
+        assert {i for i, view in enumerate(fit.views) if view.held_out} == fold
+    alone = fit_photos(
+        photos, replace(short, seed=short.seed + 1, stop_early=False), held_out=folds_of(len(photos), 2)[0]
+    )
+    assert_same(fits[0], alone)
+    changed = [replace(photo, rgb=1 - photo.rgb) if i % 2 == 0 else photo for i, photo in enumerate(photos)]
+    other = fit_photos(
+        changed, replace(short, seed=short.seed + 1, stop_early=False), held_out=folds_of(len(photos), 2)[0]
+    )
+    assert torch.equal(other.gaussians.means, alone.gaussians.means)  # the held-out photos do not matter
+    seen.clear()
+    again = cross_fit(
+        photos, short, 2, checkpoints=tmp_path, on_progress=lambda fold, p: seen.append((fold, p.step))
+    )
+    assert seen == []  # both were found finished
+    for a, b in zip(fits, again, strict=True):
+        assert_same(a, b)
+    assert unseen_of(fits, len(photos))[3] is fits[1].gaussians
 
 
 def test_a_damaged_checkpoint_is_ignored(photos: list[Photo], tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detect.expected import HELD_OUT_WEIGHT, residual_sums
+from detect.calibrate import LEAST_THRESHOLD
+from detect.expected import FITTED_WEIGHT, residual_sums
 from prepare.errors import InputError, MissingPartError, UsageError
 from splatad import reference_dir
 from splatad.reference_dir import (
@@ -42,9 +43,10 @@ def test_calibration_scores_the_held_out_photos_only(toy):
     calibration = toy.loaded.calibration
     held_out = [view.name for view in toy.reference.views if view.held_out]
     assert list(calibration.good_names) == held_out
-    assert calibration.held_out
-    assert not calibration.extrapolated
-    assert calibration.threshold == max(calibration.good_scores)  # ten photos, a rate of a tenth
+    assert calibration.source == "held-out"
+    assert calibration.threshold == max(
+        *calibration.good_scores, LEAST_THRESHOLD
+    )  # ten photos, a rate of a tenth
     assert min(calibration.good_scores) > 0
 
 
@@ -52,11 +54,25 @@ def test_residuals_are_summed_over_all_photos_with_the_held_out_ones_counting_mo
     total = None
     for view, photo in zip(toy.reference.views, toy.photos, strict=True):
         sums = residual_sums(toy.reference, photo)
-        for _ in range(int(HELD_OUT_WEIGHT) if view.held_out else 1):
-            total = sums if total is None else total.plus(sums)
+        weight = 1.0 if view.held_out else FITTED_WEIGHT
+        total = sums.plus(sums, weight - 1.0) if total is None else total.plus(sums, weight)
     expected = total.expected()
     assert torch.allclose(toy.loaded.detector.expected.seen, expected.seen, rtol=1e-3, atol=1e-2)
     assert torch.allclose(toy.loaded.detector.expected.variance, expected.variance, rtol=1e-2, atol=1e-6)
+
+
+def test_with_fits_that_have_not_seen_them_all_photos_are_scored_by_these(toy, tmp_path, instant):
+    """Splats without the stripe's side stand for a fit that knows less: its photos score higher than by the reference."""
+    views = tuple(replace(view, held_out=False) for view in toy.reference.views[:4])
+    reference = replace(toy.reference, views=views)
+    few = replace(reference.gaussians, sh=0.8 * reference.gaussians.sh)
+    unseen = [reference.gaussians, few, reference.gaussians, few]
+    loaded = finish_reference(tmp_path, reference, toy.photos[:4], 0.5, unseen=unseen)
+    assert loaded.calibration.source == "cross-fitted"
+    assert loaded.calibration.good_names == tuple(view.name for view in views)
+    a, b, c, d = loaded.calibration.good_scores
+    assert min(b, d) > max(a, c)
+    assert torch.equal(loaded.reference.gaussians.means, toy.reference.gaussians.means)
 
 
 @pytest.fixture
@@ -69,7 +85,7 @@ def test_without_held_out_photos_the_fitted_ones_are_scored_and_that_is_said(toy
     views = tuple(replace(view, held_out=False) for view in toy.reference.views[:3])
     loaded = finish_reference(tmp_path, replace(toy.reference, views=views), toy.photos[:3], 0.25)
     assert loaded.calibration.good_names == tuple(view.name for view in views)
-    assert not loaded.calibration.held_out
+    assert loaded.calibration.source == "fitted"
     assert "also fitted" in loaded.calibration.note
 
 
