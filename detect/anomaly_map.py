@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -71,13 +70,8 @@ class DifferenceDetector:
             return rule
         assert render.depth is not None
         compared = Compared(photo, photo_alpha, render.rgb, render.alpha, render.depth, channels, expected)
-        values = F.softplus(mean_logit(self.comparers, compared) + rule_logit(rule.values)) * known
+        values = F.softplus(compare(self.comparers, compared) + rule_logit(rule.values)) * known
         return AnomalyMap(values, known, image_score(values))
-
-
-def mean_logit(networks: Sequence[Comparer], compared: Compared) -> Float[Tensor, "height width"]:
-    """The networks' log odds of a defect, averaged."""
-    return torch.stack([compare(network, compared) for network in networks]).mean(dim=0)
 
 
 def rule_logit(rule: Float[Tensor, "height width"]) -> Float[Tensor, "height width"]:

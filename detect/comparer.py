@@ -9,6 +9,7 @@ products alone (`scripts/train_comparer.py`) and know defects, but no part's glo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,13 +110,30 @@ def comparer_inputs(compared: Compared) -> Float[Tensor, "channel height width"]
 
 
 @torch.no_grad()
-def compare(network: Comparer, compared: Compared) -> Float[Tensor, "height width"]:
-    """The network's logits, EMPTY_LOGIT more than MARGIN_PX from the part in photo and render."""
+def compare(networks: Sequence[Comparer], compared: Compared) -> Float[Tensor, "height width"]:
+    """The networks' mean logits, EMPTY_LOGIT more than MARGIN_PX from the part in photo and render.
+
+    Each network runs in one thread, side by side with the others: sums in a convolution are rounded otherwise for every
+    other number of threads.
+    """
     inputs = comparer_inputs(compared)
     window = part_window(compared.photo_alpha, compared.render_alpha)
     logits = torch.full_like(compared.render_alpha, EMPTY_LOGIT)
-    if window is not None:
-        logits[window] = network(inputs[:, window[0], window[1]][None])[0].clamp(EMPTY_LOGIT, -EMPTY_LOGIT)
+    if window is None:
+        return logits
+    cut = inputs[:, window[0], window[1]][None]
+
+    def run(network: Comparer) -> Tensor:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            return network(cut)[0].clamp(EMPTY_LOGIT, -EMPTY_LOGIT)
+
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(len(networks)) as pool:
+            logits[window] = torch.stack(list(pool.map(run, networks))).mean(dim=0)
+    finally:
+        torch.set_num_threads(threads)
     return logits
 
 

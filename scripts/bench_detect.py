@@ -28,12 +28,11 @@ from detect.anomaly_map import (
     AnomalyMap,
     combine,
     image_score,
-    mean_logit,
     relative_channels,
     rule_logit,
 )
 from detect.backbones import Backbone, load_backbone
-from detect.comparer import START, Compared, Comparer, load_comparers
+from detect.comparer import START, Compared, Comparer, compare, load_comparers
 from detect.difference import UNSIGNED
 from detect.evaluate import Metrics, Scored, evaluate, mask_at_map_size
 from detect.expected import Expectation, expectation
@@ -83,7 +82,7 @@ def variants(networks: Sequence[Comparer], backbone: Backbone | None) -> dict[st
     ) -> Variant:
         def made(compared: Compared) -> AnomalyMap:
             changed = change(compared)
-            logit = mean_logit(used, changed)
+            logit = compare(used, changed)
             if with_rule:
                 logit = logit + rule_logit(rule(changed).values)
             values = F.softplus(logit) * known_of(compared)

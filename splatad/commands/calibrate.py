@@ -65,6 +65,7 @@ def run(config: Calibrate) -> int:
         choose_device,
         find_reference,
         load_whole_reference,
+        save_detector,
     )
     from splatad.terminal import Terminal
     from splatad.threads import leave_cores_to_the_kernel

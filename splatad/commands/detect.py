@@ -55,7 +55,14 @@ class Detect:
 
 
 Command = Detect
-_OF_A_KNOWN_PART = ("score", "threshold", "false_alarm_rate", "attainable_rate", "threshold_note")
+_OF_A_KNOWN_PART = (
+    "score",
+    "score_divided_by",
+    "threshold",
+    "false_alarm_rate",
+    "attainable_rate",
+    "threshold_note",
+)
 
 
 def run(config: Detect) -> int:

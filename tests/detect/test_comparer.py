@@ -97,20 +97,20 @@ def test_the_window_is_the_part_in_either_picture_with_a_margin():
 def test_far_from_the_part_nothing_is_said_and_what_is_there_does_not_matter():
     item = compared(size=(120, 120))
     network = new_comparer(0).eval()
-    logits = compare(network, item)
+    logits = compare([network], item)
     far = torch.ones(120, 120, dtype=torch.bool)
     far[part_window(item.photo_alpha, item.render_alpha)] = False
     assert far.any()
     assert (logits[far] == EMPTY_LOGIT).all()
     other = painted(item, slice(0, 8), slice(0, 8))
-    assert torch.equal(compare(network, other), logits)
+    assert torch.equal(compare([network], other), logits)
 
 
 def test_the_shipped_weights_find_a_spot_and_leave_a_good_part_alone():
     (network,) = load_comparers(START)
-    good = compare(network, compared(size=(96, 96), deviation=0.02))
+    good = compare([network], compared(size=(96, 96), deviation=0.02))
     assert good.max() < -1.0
-    spot = compare(network, painted(compared(size=(96, 96), deviation=0.02), slice(44, 51), slice(44, 51)))
+    spot = compare([network], painted(compared(size=(96, 96), deviation=0.02), slice(44, 51), slice(44, 51)))
     assert spot[45:50, 45:50].mean() > 2.0
     assert spot[45:50, 45:50].min() > good.max()
     assert spot[:30].max() < 0.0
@@ -122,16 +122,25 @@ def test_the_shipped_weights_excuse_what_good_photos_do():
     steady = painted(compared(size=(96, 96), deviation=0.01), slice(44, 51), slice(44, 51), faint)
     wild = painted(compared(size=(96, 96), deviation=0.4), slice(44, 51), slice(44, 51), faint)
     inside = (slice(45, 50), slice(45, 50))
-    assert compare(network, wild)[inside].mean() < compare(network, steady)[inside].mean() - 1.0
+    assert compare([network], wild)[inside].mean() < compare([network], steady)[inside].mean() - 1.0
 
 
 def test_the_network_is_small_and_the_same_for_any_number_of_threads():
     (network,) = load_comparers(START)
     assert sum(weight.numel() for weight in network.parameters()) < 100_000
     item = painted(compared(size=(96, 96)), slice(44, 51), slice(44, 51))
-    one = compare(network, item)
+    one = compare([network], item)
     torch.set_num_threads(2)
-    assert torch.equal(compare(network, item), one)
+    assert torch.equal(compare([network], item), one)
+    assert torch.get_num_threads() == 2
+
+
+def test_several_networks_give_the_mean_of_their_logits():
+    networks = [new_comparer(0).eval(), new_comparer(1).eval()]
+    item = compared()
+    apart = [compare([network], item) for network in networks]
+    assert torch.allclose(compare(networks, item), (apart[0] + apart[1]) / 2, atol=1e-5)
+    assert not torch.allclose(apart[0], apart[1], atol=0.1)
 
 
 def test_networks_come_back_in_their_order_and_frozen(tmp_path):

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from detect.calibrate import load_calibration
+from detect.comparer import new_comparer, save_comparers
+from detect.train_comparer import TrainConfig
 from splatad import cli
-from splatad.reference_dir import CALIBRATION, EXPECTED
+from splatad.reference_dir import CALIBRATION, COMPARER, EXPECTED
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 SMALL = ("--steps", "40", "--splats", "800", "--size-px", "64")
@@ -39,12 +41,19 @@ def scene(toy, tmp_path_factory):
     return folder
 
 
+def little_training():
+    """Networks that have learned next to nothing, in a second."""
+    return TrainConfig(steps=2, batch=1, synthetic=1)
+
+
 @pytest.fixture(scope="module")
 def fitted(scene, tmp_path_factory):
     """The workspace after `splatad fit` in three folds."""
     work = tmp_path_factory.mktemp("work")
     before = torch.get_num_threads()
-    status = cli.main(["fit", "--scene", str(scene), "--workspace", str(work), "--folds", "3", *SMALL])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("splatad.reference_dir.TrainConfig", little_training)
+        status = cli.main(["fit", "--scene", str(scene), "--workspace", str(work), "--folds", "3", *SMALL])
     torch.set_num_threads(before)
     assert status == 0
     return work
@@ -100,8 +109,12 @@ def test_a_dry_run_shows_and_changes_nothing(work, capsys):
     assert (work / "references/box" / CALIBRATION).read_bytes() == before
 
 
-def test_folds_can_be_made_later_and_give_what_the_fit_gave(work):
+def test_folds_can_be_made_later_and_give_what_the_fit_gave(work, monkeypatch):
+    monkeypatch.setattr("splatad.reference_dir.TrainConfig", little_training)
     before = calibration_of(work)
+    networks = work / "references/box" / COMPARER
+    learned = networks.read_bytes()
+    save_comparers(networks, [new_comparer(9)])
     expected = (work / "references/box" / EXPECTED).read_bytes()
     path = work / "references/box" / CALIBRATION
     document = json.loads(path.read_text())
@@ -109,7 +122,18 @@ def test_folds_can_be_made_later_and_give_what_the_fit_gave(work):
     assert cli.main(["calibrate", "--workspace", str(work), "--folds", "3"]) == 0
     assert calibration_of(work) == before
     assert (work / "references/box" / EXPECTED).read_bytes() == expected
+    assert networks.read_bytes() == learned
     assert not (work / "references/box/cross-fit").exists()
+
+
+def test_the_rule_may_take_the_networks_place(work):
+    flags = ["--workspace", str(work), "--folds", "3", "--map", "difference"]
+    before = calibration_of(work)
+    assert cli.main(["calibrate", *flags]) == 0
+    after = calibration_of(work)
+    assert (before.detector, after.detector) == ("comparer", "difference")
+    assert after.good_scores != before.good_scores
+    assert not (work / "references/box" / COMPARER).exists()
 
 
 def test_good_photos_of_ones_own_replace_the_scores_and_unfit_ones_do_not_count(toy, tmp_path, capsys):
@@ -131,6 +155,7 @@ def test_good_photos_of_ones_own_replace_the_scores_and_unfit_ones_do_not_count(
     [
         (("--folds", "7"), "--folds 7: with 12 photos from 2 to 6"),
         (("--folds", "3", "--held-out-every", "4"), "give one"),
+        (("--folds", "0", "--map", "comparer"), "give --folds 4 too"),
         (("--folds", "3", "--false-alarm-rate", "0.05"), "needs 19"),
         (("--held-out-every", "4", "--false-alarm-rate", "0.1"), "3 good photos"),
     ],

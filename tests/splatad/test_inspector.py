@@ -225,7 +225,7 @@ def test_a_cluttered_background_is_left_as_it_is(toy):
 
 KEYS = {
     "format", "version", "splatad", "photo", "reference", "verdict", "reasons", "score", "threshold",
-    "false_alarm_rate", "attainable_rate", "threshold_note", "unknown_px", "pose", "defects", "seconds",
+    "score_divided_by", "false_alarm_rate", "attainable_rate", "threshold_note", "unknown_px", "pose", "defects", "seconds",
 }  # fmt: skip
 
 
