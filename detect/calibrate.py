@@ -21,7 +21,6 @@ from prepare.atomic_write import write_json
 from prepare.errors import InputError, UsageError
 
 LEAST_FOR_DIFFICULTY = 20  # good photos
-LEAST_BASE = 0.2  # of what is usual, for a photo taken from where a fitted one was
 USUAL_RATE = 0.05  # asked for where nobody says otherwise, as far as the good photos support it
 FITTED_MARGIN = (
     1.5  # times the threshold where scores come from fitted photos: they look better than a new one will
@@ -48,8 +47,11 @@ class Difficulty:
     most_deg: float = 0.0  # beyond the angles that were seen it stays as it is there
 
     def at(self, angle_deg: float) -> float:
-        """What a score is divided by, > 0; 1 at the angle that is usual for a new photo."""
-        return self.base + self.per_square_degree * min(angle_deg, self.most_deg) ** 2
+        """What a score is divided by: 1 up to the angle that is usual for a new photo, more beyond.
+
+        Never less than 1: a see-through gap may open between one photo and the next, however near they are.
+        """
+        return max(1.0, self.base + self.per_square_degree * min(angle_deg, self.most_deg) ** 2)
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,6 @@ def fit_difficulty(scores: Sequence[float], angles_deg: Sequence[float], usual_d
     capped = np.minimum(values, np.quantile(values, 0.9))
     (base, slope), _ = optimize.nnls(np.stack([np.ones_like(angles), angles**2], axis=1), capped)
     most = float(angles.max())
-    usual = base + slope * min(usual_deg, most) ** 2
-    # A base of nothing would divide photos from just where a fitted one was taken by nothing.
-    base = max(base, LEAST_BASE * usual)
     usual = base + slope * min(usual_deg, most) ** 2
     if usual <= 1e-9:
         return Difficulty()

@@ -29,7 +29,7 @@ def workspace(toy, other_toy_gaussians, tmp_path_factory):
         for i, view in enumerate(views)
     ]
     reference = replace(toy.reference, name="other", gaussians=other_toy_gaussians, views=views)
-    finish_reference(root / "references" / "other", reference, photos, 0.1)
+    finish_reference(root / "references" / "other", reference, photos, None)
     return root
 
 

@@ -23,7 +23,7 @@ def finished(toy, gaussians, name, folder):
     )
     photos = tuple(replace(photo, name=f"{name}_{i}.png") for i, photo in enumerate(photos))
     reference = replace(toy.reference, name=name, gaussians=gaussians, views=views)
-    return finish_reference(folder, reference, photos, 0.1)
+    return finish_reference(folder, reference, photos, None)
 
 
 @pytest.fixture(scope="module")
