@@ -15,11 +15,13 @@ from detect.train_comparer import HALVES, Example, TrainConfig, examples_of, tra
 from pose.index import PoseIndex
 from pose.locate import BeliefLimits, Located, locate
 from pose.pyramid import SplatLevels
+from pose.se3 import turn_deg
 from prepare.errors import InputError
 from recon.fit import Photo
 from recon.gaussians import Gaussians
 from recon.rasterize import RasterOptions, rasterize
 
+ASTRAY_DEG = 1.0  # a found camera farther from the true one is a wrong one
 NO_LIMITS = BeliefLimits(
     least_inliers=0.0, least_overlap=0.0, least_in_frame=0.0, most_sigma_deg=float("inf")
 )
@@ -50,6 +52,7 @@ class GoodScores:
     names: tuple[str, ...]
     located: tuple[Located, ...]
     angles_deg: tuple[float, ...]  # to the nearest photo that the judging splats were fitted to
+    unfit: tuple[str, ...]  # names of the photos whose camera was not found
 
 
 def look_at_good_photos(
@@ -141,7 +144,8 @@ def score_good_photos(
 ) -> GoodScores:
     """Score and camera of each photo that some splats have not seen (of all, where there are none), as a query's.
 
-    The camera is sought from the true one: the search among all sides ends there or fails, and a failure gives no score.
+    The camera is sought from the true one: the search among all sides ends there or fails, and a failure, or a camera
+    more than ASTRAY_DEG off, gives no score.
     A photo's own residuals are taken out of the statistics first, and of the detector's networks, where it has any, only
     those judge that have not learned from it.
     """
@@ -151,7 +155,7 @@ def score_good_photos(
     halves = halves_of(unseen)
     levels: dict[int, SplatLevels] = {}
     chosen = [i for i, new in enumerate(good.new) if new] or list(range(len(photos)))
-    scores, names, located, angles = [], [], [], []
+    scores, names, located, angles, unfit = [], [], [], [], []
     for done, i in enumerate(chosen):
         photo = photos[i]
         fitted_without = unseen[i]
@@ -169,7 +173,10 @@ def score_good_photos(
             shown, index, levels[key], photo.rgb, photo.alpha, photo.camera,
             background=photo.background, limits=NO_LIMITS, start=photo.camera,
         )  # fmt: skip
-        if found is not None:
+        # The true camera is known here: one that went astray says nothing of what good photos look like. At an inspection it
+        # is the belief's to notice, by limits that only right cameras have set.
+        astray = found is None or turn_deg(found.camera.world_to_cam, photo.camera.world_to_cam) > ASTRAY_DEG
+        if found is not None and not astray:
             camera = found.camera.moved(found.camera.world_to_cam.to(device))
             render = rasterize(gaussians, camera, photo.background.to(device), options=options)
             others = tuple(one for half, one in enumerate(detector.comparers) if half != halves[i])
@@ -180,6 +187,8 @@ def score_good_photos(
             )
             names.append(photo.name)
             angles.append(shown.nearest_view_deg(photo.camera))
+        else:
+            unfit.append(photo.name)
         if on_photo is not None:
             on_photo(done + 1, len(chosen))
-    return GoodScores(tuple(scores), tuple(names), tuple(located), tuple(angles))
+    return GoodScores(tuple(scores), tuple(names), tuple(located), tuple(angles), tuple(unfit))

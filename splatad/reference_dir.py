@@ -159,7 +159,7 @@ def calibrate_reference(
     elif not any(good.new):
         source = "fitted"
     rate = false_alarm_rate
-    if rate is not None and len(scored.scores) < sum(good.new):
+    if rate is not None and scored.unfit and scored.scores:
         # The caller has checked the rate against all photos; some were not found again, and it does not hang on these.
         rate = max(rate, attainable_rate(len(scored.scores)))
     belief = calibrate_belief(scored.located)
@@ -170,6 +170,10 @@ def calibrate_reference(
     calibration = calibrate(
         scores, scored.names, rate, belief, source=source, detector=detector, difficulty=difficulty
     )
+    lost = len(scored.unfit)
+    if lost:
+        note = f"{calibration.note}; {lost} more were not found again by their camera and do not count"
+        calibration = replace(calibration, note=note)
     return replace(judge, expected=good.expected), calibration
 
 
