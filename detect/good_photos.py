@@ -21,7 +21,7 @@ from recon.fit import Photo
 from recon.gaussians import Gaussians
 from recon.rasterize import RasterOptions, rasterize
 
-ASTRAY_DEG = 1.0  # a found camera farther from the true one is a wrong one
+ASTRAY_DEG = 2.0  # a found camera farther from the true one is a wrong one
 NO_LIMITS = BeliefLimits(
     least_inliers=0.0, least_overlap=0.0, least_in_frame=0.0, most_sigma_deg=float("inf")
 )

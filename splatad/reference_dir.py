@@ -24,7 +24,7 @@ from detect.calibrate import (
 from detect.comparer import load_comparers, save_comparers
 from detect.detectors import RULE, detector_of, is_learned
 from detect.expected import NOTHING_EXPECTED, load_expected, save_expected
-from detect.good_photos import look_at_good_photos, score_good_photos, train_on_good_photos
+from detect.good_photos import ASTRAY_DEG, look_at_good_photos, score_good_photos, train_on_good_photos
 from detect.train_comparer import TrainConfig
 from pose.index import PoseIndex, build_index, load_index, save_index
 from pose.keypoints import extractor
@@ -153,6 +153,11 @@ def calibrate_reference(
         )
         judge = replace(judge, comparers=networks)
     scored = score_good_photos(judge, index, photos, unseen, good, tell("calibration"))
+    if not scored.scores:
+        raise InputError(
+            f"reference {reference.name}: in none of its {len(scored.unfit)} photos was the camera found again within "
+            f"{ASTRAY_DEG:g} degrees; the splats are too poor: more photos, or more --steps"
+        )
     source: ScoreSource = "held-out"
     if any(one is not None for one in unseen):
         source = "cross-fitted"

@@ -143,7 +143,8 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
     from detect.detectors import LEARNED, RULE, detector_name
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
-    from recon.fit import FitConfig, FitProgress, cross_fit, initial_cloud, load_photo, unseen_of
+    from recon.fit import FitConfig, unseen_of
+    from splatad.fit_shown import fit_folds, read_photos
     from splatad.reference_dir import calibrate_reference, load_whole_reference
 
     loaded: LoadedReference = load_whole_reference(folder, device)
@@ -160,30 +161,10 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
     settings = reference.settings.get("fit", {})
     fields = {field.name for field in dataclasses.fields(FitConfig)}
     fit_config = FitConfig(**{key: value for key, value in settings.items() if key in fields})
-    photos = []
-    with terminal.bar("reading photos", len(scene.views)) as bar:
-        for view in scene.views:
-            photos.append(load_photo(view, fit_config.size_px))
-            bar.advance()
+    photos = read_photos(scene, fit_config.size_px, terminal)
     features = loaded.calibration.detector.partition("+")[2]
     checkpoints = folder / "cross-fit"
-    with terminal.bar(
-        f"{config.folds} fits, each without a part of the photos", config.folds * fit_config.steps
-    ) as bar:
-
-        def show(fold: int, progress: FitProgress) -> None:
-            note = f"fit {fold + 1} of {config.folds}  {progress.psnr:.1f} dB"
-            bar.to(fold * fit_config.steps + progress.step, note)
-
-        fits = cross_fit(
-            photos,
-            fit_config,
-            config.folds,
-            cloud=initial_cloud(scene),
-            checkpoints=checkpoints,
-            device=device,
-            on_progress=show,
-        )
+    fits = fit_folds(scene, photos, fit_config, config.folds, checkpoints, device, terminal)
     with terminal.stages() as stage:
         detector, calibration = calibrate_reference(
             reference,

@@ -93,16 +93,15 @@ def run(config: Fit) -> int:
     from prepare.scene import load_scene
     from recon.fit import (
         FitProgress,
-        cross_fit,
         fit_photos,
         held_out_indices,
         initial_cloud,
-        load_photo,
         resumable_step,
         unseen_of,
     )
     from recon.rasterize import RasterOptions
     from recon.reference import load_reference, reference_from_fit
+    from splatad.fit_shown import fit_folds, read_photos
     from splatad.reference_dir import CALIBRATION, choose_device, find_scene, finish_reference
     from splatad.run_record import run_settings
     from splatad.terminal import Terminal
@@ -165,11 +164,7 @@ def run(config: Fit) -> int:
         )
 
     started = time.perf_counter()
-    photos = []
-    with terminal.bar("reading photos", len(scene.views)) as bar:
-        for view in scene.views:
-            photos.append(load_photo(view, fit_config.size_px))
-            bar.advance()
+    photos = read_photos(scene, fit_config.size_px, terminal)
     checkpoint = target / "checkpoint"
     step = resumable_step(checkpoint)
     if step is not None and not config.again:
@@ -178,7 +173,6 @@ def run(config: Fit) -> int:
         )
     elif config.again and checkpoint.exists():
         shutil.rmtree(checkpoint)
-    cloud = initial_cloud(scene)
     what = "fitting splats" if folds == 0 else "fitting splats to all photos"
     with terminal.bar(what, fit_config.steps) as bar:
 
@@ -188,30 +182,14 @@ def run(config: Fit) -> int:
         fit = fit_photos(
             photos,
             fit_config,
-            cloud=cloud,
+            cloud=initial_cloud(scene),
             checkpoint=checkpoint,
             device=device,
             on_progress=show,
         )
     fold_fits: list[SplatFit] = []
     if folds:
-        with terminal.bar(
-            f"{folds} fits, each without a part of the photos", folds * fit_config.steps
-        ) as bar:
-
-            def show_fold(fold: int, progress: FitProgress) -> None:
-                note = f"fit {fold + 1} of {folds}  {progress.psnr:.1f} dB"
-                bar.to(fold * fit_config.steps + progress.step, note)
-
-            fold_fits = cross_fit(
-                photos,
-                fit_config,
-                folds,
-                cloud=cloud,
-                checkpoints=checkpoint,
-                device=device,
-                on_progress=show_fold,
-            )
+        fold_fits = fit_folds(scene, photos, fit_config, folds, checkpoint, device, terminal)
     reference = reference_from_fit(
         name,
         fit,
