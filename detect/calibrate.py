@@ -86,7 +86,9 @@ def calibrate(
 
     The rate of one threshold, over all photos to come, varies from calibration to calibration as a Beta(n + 1 - k, k)
     variable (Vovk 2012, "Conditional validity of inductive conformal predictors"): `rate_interval` is its middle 95 %.
-    Cross-fitted scores come from splats that saw fewer photos than the reference: that errs towards fewer false alarms.
+    All this holds for photos that come about as the good ones did. Reference photos on rings say nothing of the gaps that open
+    between the rings (docs/results.md); good photos from the line itself do. Cross-fitted scores come from splats that saw
+    fewer photos than the reference: that errs towards fewer false alarms.
 
     Raises: UsageError for a rate outside (0, 1), or below what the number of scores can support; InputError without
     scores, or for one that is not finite.
@@ -114,6 +116,10 @@ def calibrate(
         f"{n} {source} good photos; {n} support rates from {attainable_rate(n):.1%} up); 95 % interval of the rate of "
         f"this very threshold: {interval[0]:.1%} to {interval[1]:.1%}"
     )
+    if source != "given":
+        note += (
+            "; this holds for photos from viewpoints like the reference's: for others, calibrate with --good"
+        )
     if source == "fitted":
         note += "; the good photos were also fitted, so expect more false alarms: use --folds, or fit with more photos"
         threshold *= FITTED_MARGIN
