@@ -21,6 +21,7 @@ from prepare.atomic_write import write_json
 from prepare.errors import InputError, UsageError
 
 LEAST_FOR_DIFFICULTY = 20  # good photos
+WORST_SHARE = 0.05  # of the good photos may lie beyond what sets the limits of belief
 USUAL_RATE = 0.05  # asked for where nobody says otherwise, as far as the good photos support it
 FITTED_MARGIN = (
     1.5  # times the threshold where scores come from fitted photos: they look better than a new one will
@@ -196,20 +197,26 @@ def calibrate_belief(located: Sequence[Located]) -> BeliefLimits:
     """Limits that good photos keep with room: defects also change pixels, so only gross disagreement may fail a pose.
 
     The inlier share may fall to 0.75 of the worst good photo's, the overlap to 0.12 below; never stricter than the
-    defaults. The curve from limit to belief gives the worst good photo CERTAIN by each measure.
+    defaults. The curve from limit to belief gives the worst good photo CERTAIN by each measure. Of twenty photos or more
+    the worst WORST_SHARE do not count: the view that a fold left out of a corner says little of a new photo, and one of a
+    hundred such would let wrong cameras pass.
     """
     default = BeliefLimits()
     if not located:
         return default
-    worst_inliers = min(result.inliers for result in located)
-    worst_overlap = min(result.overlap for result in located)
+
+    def worst(values: Sequence[float]) -> float:
+        return sorted(values)[int(WORST_SHARE * len(values))]
+
+    worst_inliers = worst([result.inliers for result in located])
+    worst_overlap = worst([result.overlap for result in located])
     inliers = max(0.3, min(default.least_inliers, 0.75 * worst_inliers))
     overlap = max(0.5, min(default.least_overlap, worst_overlap - 0.12))
     steepness = math.log(CERTAIN / (1.0 - CERTAIN))
     return BeliefLimits(
         least_inliers=inliers,
         least_overlap=overlap,
-        least_in_frame=min(default.least_in_frame, 0.9 * min(result.in_frame for result in located)),
+        least_in_frame=min(default.least_in_frame, 0.9 * worst([result.in_frame for result in located])),
         inliers_scale=max(0.005, (worst_inliers - inliers) / steepness),
         overlap_scale=max(0.005, (worst_overlap - overlap) / steepness),
     )

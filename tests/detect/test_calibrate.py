@@ -212,6 +212,14 @@ def test_the_worst_good_photo_is_believed_to_99_percent_and_one_at_the_limit_to_
     assert belief(0.95, limits.least_overlap, limits.overlap_scale) == pytest.approx(0.99)
 
 
+def test_of_many_good_photos_the_worst_twentieth_does_not_set_the_limits():
+    good = [located(0.7 - 0.001 * i, 0.95) for i in range(38)]
+    limits = calibrate_belief([*good, located(0.2, 0.3), located(0.3, 0.4)])
+    assert limits.least_inliers == pytest.approx(0.75 * (0.7 - 0.037))  # the third of forty
+    assert limits.least_overlap == calibrate_belief(good).least_overlap
+    assert calibrate_belief([*good[:9], located(0.2, 0.3)]).least_inliers == 0.3  # of ten, each counts
+
+
 def test_a_part_often_cut_by_the_frame_lowers_what_must_be_within_it():
     assert calibrate_belief([located(0.9, 0.9)]).least_in_frame == BeliefLimits().least_in_frame
     assert calibrate_belief([located(0.9, 0.9, 0.5)]).least_in_frame == pytest.approx(0.45)
