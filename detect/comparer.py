@@ -121,7 +121,10 @@ def compare(networks: Sequence[Comparer], compared: Compared) -> Float[Tensor, "
     logits = torch.full_like(compared.render_alpha, EMPTY_LOGIT)
     if window is None:
         return logits
-    cut = inputs[:, window[0], window[1]][None]
+    # Channels last: the same convolutions in two thirds of the time on a CPU.
+    cut = inputs[:, window[0], window[1]][None].contiguous(memory_format=torch.channels_last)
+    for network in networks:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(network: Comparer) -> Tensor:
         torch.set_num_threads(1)
