@@ -70,6 +70,7 @@ class Calibration:
     note: str  # the above in words
     belief: BeliefLimits
     detector: str  # which detector the scores are of
+    lost: int = 0  # good photos without a score: their camera was not found
 
 
 def calibrate(
@@ -81,6 +82,7 @@ def calibrate(
     source: ScoreSource,
     detector: str,
     difficulty: Difficulty | None = None,
+    lost: int = 0,
 ) -> Calibration:
     """The threshold that a new good photo exceeds with probability at most `false_alarm_rate` (None: USUAL_RATE or the
     smallest that is attainable). `scores` are already divided by `difficulty`.
@@ -117,6 +119,8 @@ def calibrate(
         f"{n} {source} good photos; {n} support rates from {attainable_rate(n):.1%} up); 95 % interval of the rate of "
         f"this very threshold: {interval[0]:.1%} to {interval[1]:.1%}"
     )
+    if lost:
+        note += f"; {lost} more were not found again by their camera and do not count"
     if source != "given":
         note += (
             "; this holds for photos from viewpoints like the reference's: for others, calibrate with --good"
@@ -126,8 +130,7 @@ def calibrate(
         threshold *= FITTED_MARGIN
     return Calibration(
         false_alarm_rate, attainable_rate(n), interval, threshold, difficulty or Difficulty(),
-        tuple(scores), tuple(names), source, note, belief,
-        detector,
+        tuple(scores), tuple(names), source, note, belief, detector, lost,
     )  # fmt: skip
 
 
@@ -156,6 +159,7 @@ def recalibrated(calibration: Calibration, false_alarm_rate: float | None) -> Ca
     return calibrate(
         calibration.good_scores, calibration.good_names, false_alarm_rate, calibration.belief,
         source=calibration.source, detector=calibration.detector, difficulty=calibration.difficulty,
+        lost=calibration.lost,
     )  # fmt: skip
 
 

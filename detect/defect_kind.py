@@ -1,7 +1,7 @@
 """What a defect may be: something added, something missing, or another colour; "changed" where nothing speaks for one.
 
 Four kinds of evidence, strongest first; the limits stand where the detected defects of two generated toys part (16
-burrs, 16 missing, 16 stains; docs/results.md has the confusion matrix, also of a class that was not looked at):
+burrs, 16 missing, 16 stains):
 
 * silhouette: the photo's and the render's outlines differ by the defect;
 * structure: where the photo's gradients follow the render's, the surface is there and only its colour is new;

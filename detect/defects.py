@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detect.anomaly_map import AnomalyMap
 from detect.defect_kind import DefectKind, KindEvidence, guess_kind, kind_evidence, lit
+from detect.expected import carried_to_splats
 from pose.residual import Exposure
 from prepare.camera import Camera
 from recon.gaussians import Gaussians
@@ -140,22 +141,11 @@ def weights_within(
     options: RasterOptions,
     masks: Sequence[Bool[np.ndarray, "height width"]],
 ) -> Float[Tensor, "mask n"]:
-    """Each splat's compositing weight summed over the pixels of each mask, px, on the CPU.
-
-    The gradient of the masked picture's sum by the splats' colours, three masks a pass.
-    """
+    """Each splat's compositing weight summed over the pixels of each mask, px, on the CPU."""
     device = gaussians.device
     view = camera.moved(camera.world_to_cam.to(device))
-    sums = []
-    for start in range(0, len(masks), 3):
-        part = [torch.from_numpy(mask).to(device, torch.float32) for mask in masks[start : start + 3]]
-        planes = torch.stack(part + [torch.zeros_like(part[0])] * (3 - len(part)), dim=-1)
-        with torch.enable_grad():
-            colours = torch.zeros(len(gaussians), 3, device=device, requires_grad=True)
-            rgb = rasterize(gaussians, view, colours=colours, options=options).rgb
-            (gradient,) = torch.autograd.grad(rgb, colours, planes)
-        sums.append(gradient[:, : len(part)].T.cpu())
-    return torch.cat(sums)
+    planes = torch.from_numpy(np.stack(masks)).to(device, torch.float32)
+    return carried_to_splats(gaussians, view, options, planes).T.cpu()
 
 
 def _splats_and_behind(

@@ -24,7 +24,7 @@ from prepare.camera import Camera
 from prepare.errors import InputError
 from recon.fit import Photo
 from recon.gaussians import Gaussians
-from recon.rasterize import ExtraChannels, rasterize
+from recon.rasterize import ExtraChannels, RasterOptions, rasterize
 from recon.reference import Reference
 
 FITTED_WEIGHT = (
@@ -120,7 +120,8 @@ def residual_sums(
     apart = difference(photo.rgb.to(device), compared.rgb)
     squared = apart.square()
     weight = torch.ones_like(squared[0]) if photo.valid is None else photo.valid.to(device)
-    to_splats = _to_splats(reference, camera, torch.cat([squared * weight, weight[None], apart * weight]))
+    planes = torch.cat([squared * weight, weight[None], apart * weight])
+    to_splats = carried_to_splats(reference.gaussians, camera, reference.options, planes)
     channels = len(squared)
     off = (1.0 - render.alpha) * weight
     return ResidualSums(
@@ -177,11 +178,16 @@ def load_expected(path: Path) -> ExpectedResidual:
         ) from error
 
 
-def _to_splats(
-    reference: Reference, camera: Camera, planes: Float[Tensor, "channel height width"]
+def carried_to_splats(
+    gaussians: Gaussians,
+    camera: Camera,
+    options: RasterOptions,
+    planes: Float[Tensor, "channel height width"],
 ) -> Float[Tensor, "n channel"]:
-    """For each splat the sum over pixels of its compositing weight times `planes`."""
-    gaussians = reference.gaussians
+    """For each splat the sum over pixels of its compositing weight times `planes`, three planes a pass.
+
+    The gradient of the picture, weighted by the planes, by the splats' colours.
+    """
     parts = []
     for start in range(0, planes.shape[0], 3):
         part = planes[start : start + 3]
@@ -190,7 +196,7 @@ def _to_splats(
             part = torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
         with torch.enable_grad():
             colours = torch.zeros(len(gaussians), 3, device=gaussians.device, requires_grad=True)
-            shown = rasterize(gaussians, camera, colours=colours, options=reference.options).rgb
+            shown = rasterize(gaussians, camera, colours=colours, options=options).rgb
             (gradient,) = torch.autograd.grad(shown, colours, part.permute(1, 2, 0))
         parts.append(gradient[:, : 3 - missing])
     return torch.cat(parts, dim=1)

@@ -175,8 +175,9 @@ def score_good_photos(
         )  # fmt: skip
         # The true camera is known here: one that went astray says nothing of what good photos look like. At an inspection it
         # is the belief's to notice, by limits that only right cameras have set.
-        astray = found is None or turn_deg(found.camera.world_to_cam, photo.camera.world_to_cam) > ASTRAY_DEG
-        if found is not None and not astray:
+        if found is None or turn_deg(found.camera.world_to_cam, photo.camera.world_to_cam) > ASTRAY_DEG:
+            unfit.append(photo.name)
+        else:
             camera = found.camera.moved(found.camera.world_to_cam.to(device))
             render = rasterize(gaussians, camera, photo.background.to(device), options=options)
             others = tuple(one for half, one in enumerate(detector.comparers) if half != halves[i])
@@ -187,8 +188,6 @@ def score_good_photos(
             )
             names.append(photo.name)
             angles.append(shown.nearest_view_deg(photo.camera))
-        else:
-            unfit.append(photo.name)
         if on_photo is not None:
             on_photo(done + 1, len(chosen))
     return GoodScores(tuple(scores), tuple(names), tuple(located), tuple(angles), tuple(unfit))

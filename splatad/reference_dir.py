@@ -92,14 +92,13 @@ def finish_reference(
     *,
     unseen: Sequence[Gaussians | None] | None = None,
     detector: str = RULE,
-    training: TrainConfig | None = None,
     keypoints: str | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> LoadedReference:
     """Index, residual statistics and calibration of a fitted reference, written with it into `folder`.
 
     Each good photo is located and scored as a query would be, by splats that have not seen it: `unseen[i]` of
-    `recon.fit.cross_fit`, or those of the reference where it was held out. `detector` is a name of `detect.features`,
+    `recon.fit.cross_fit`, or those of the reference where it was held out. `detector` is a name of `detect.detectors`,
     `keypoints` an extractor of local features that give rough cameras beside the small renders. `on_step` is told (stage,
     done, all).
 
@@ -117,7 +116,7 @@ def finish_reference(
         landmarks = build_landmarks(reference, extractor(keypoints), on_view=tell("landmarks"))
     unseen = unseen or [None] * len(photos)
     judge, calibration = calibrate_reference(
-        reference, index, photos, unseen, false_alarm_rate, detector, training, on_step
+        reference, index, photos, unseen, false_alarm_rate, detector, on_step
     )
     save_index(folder / INDEX, index)
     if landmarks is None:
@@ -136,7 +135,6 @@ def calibrate_reference(
     unseen: Sequence[Gaussians | None],
     false_alarm_rate: float | None,
     detector: str,
-    training: TrainConfig | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> tuple[DifferenceDetector, Calibration]:
     """The detector, with what good photos leave and its networks, and its threshold. See `finish_reference`."""
@@ -147,9 +145,8 @@ def calibrate_reference(
     judge = detector_of(detector, reference, NOTHING_EXPECTED)
     good = look_at_good_photos(judge, photos, unseen, tell("what good photos leave"))
     if is_learned(detector):
-        config = training or TrainConfig()
         networks = train_on_good_photos(
-            judge, photos, unseen, good, config, tell("made-up defects"), tell("learning to compare")
+            judge, photos, unseen, good, TrainConfig(), tell("made-up defects"), tell("learning to compare")
         )
         judge = replace(judge, comparers=networks)
     scored = score_good_photos(judge, index, photos, unseen, good, tell("calibration"))
@@ -164,7 +161,7 @@ def calibrate_reference(
     elif not any(good.new):
         source = "fitted"
     rate = false_alarm_rate
-    if rate is not None and scored.unfit and scored.scores:
+    if rate is not None and scored.unfit:
         # The caller has checked the rate against all photos; some were not found again, and it does not hang on these.
         rate = max(rate, attainable_rate(len(scored.scores)))
     belief = calibrate_belief(scored.located)
@@ -173,12 +170,9 @@ def calibrate_reference(
         difficulty = fit_difficulty(scored.scores, scored.angles_deg, reference.usual_view_deg)
     scores = [s / difficulty.at(angle) for s, angle in zip(scored.scores, scored.angles_deg, strict=True)]
     calibration = calibrate(
-        scores, scored.names, rate, belief, source=source, detector=detector, difficulty=difficulty
-    )
-    lost = len(scored.unfit)
-    if lost:
-        note = f"{calibration.note}; {lost} more were not found again by their camera and do not count"
-        calibration = replace(calibration, note=note)
+        scores, scored.names, rate, belief,
+        source=source, detector=detector, difficulty=difficulty, lost=len(scored.unfit),
+    )  # fmt: skip
     return replace(judge, expected=good.expected), calibration
 
 

@@ -130,7 +130,7 @@ def _from_good(config: Calibrate, folder: Path, device: torch.device, terminal: 
     held = inspector.loaded.calibration
     return calibrate(
         scores, names, config.false_alarm_rate, held.belief,
-        source="given", detector=held.detector, difficulty=held.difficulty,
+        source="given", detector=held.detector, difficulty=held.difficulty, lost=len(lost),
     )  # fmt: skip
 
 

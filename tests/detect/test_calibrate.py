@@ -85,6 +85,16 @@ def test_another_rate_takes_another_order_statistic_of_the_same_scores():
     assert recalibrated(again, 0.05) == first
 
 
+def test_photos_that_were_not_found_are_told_also_at_another_rate():
+    names = [str(i) for i in range(19)]
+    first = calibrate(
+        shuffled(19), names, 0.1, BeliefLimits(), source="cross-fitted", detector="comparer", lost=3
+    )
+    for one in (first, recalibrated(first, 0.2)):
+        assert "3 more were not found again" in one.note
+    assert "not found again" not in calibrated(shuffled(19)).note
+
+
 def test_conformal_p_is_the_smallest_rate_at_which_the_score_is_too_high():
     calibration = calibrated(shuffled(19))
     assert conformal_p(calibration, 100.0) == pytest.approx(1 / 20)
