@@ -115,7 +115,8 @@ def locate(
 
     `alpha` is the part's share of each pixel as far as known (ones: not known), `lens` the photo's intrinsics at its
     size. Rough cameras come from the index of small renders and, where there are `landmarks`, from matched features
-    too; `start`, where it is given, is the only one. The result depends on the photo and the reference alone.
+    too; a `start` within a few degrees of the truth, where it is given, is the only one. A camera that is not believed is sought a second time, from larger
+    photos on. The result depends on the photo and the reference alone.
     """
     config, limits = config or LocateConfig(), limits or BeliefLimits()
     background = reference.background if background is None else background
@@ -134,18 +135,23 @@ def locate(
     judge = _Judge(reference, levels, rgb, alpha, background, limits)
     if config.refine == "levenberg":
         search = _Search(reference, levels, pyramid, background, config)
-        best, agreed, alternatives = search.run(cameras)
+        outcome = search.from_afar(cameras) if start is None else search.from_near(cameras)
+        located = judge.judged(outcome, len(cameras))
+        if start is None and not located.believed:
+            second = search.from_near(cameras)
+            if second.best.cost < outcome.best.cost - LEAST_COST:
+                located = judge.judged(second, len(cameras))
     else:
         adam = SPLATPOSE if config.refine == "splatpose" else AdamConfig()
         best = refine_adam(
             levels, pyramid[-1], cameras[0], background, reference.volume.centre, reference.options, adam
         )  # fmt: skip
-        agreed, alternatives = 1.0, []
-    after_fine = time.perf_counter()
-    return judge.judged(
-        best, agreed, alternatives, len(cameras) if config.refine == "levenberg" else 1,
-        {"coarse pose": after_coarse - started, "fine pose": after_fine - after_coarse},
-    )  # fmt: skip
+        located = judge.judged(_Outcome(best, 1.0, []), 1)
+    seconds = {
+        "coarse pose": after_coarse - started,
+        "fine pose": time.perf_counter() - after_coarse,
+    }
+    return replace(located, seconds=seconds)
 
 
 def rough_cameras(
@@ -182,8 +188,17 @@ def _matched_cameras(
     return [result.camera for result in found]
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """Where a search ended."""
+
+    best: Refined  # at the finest level
+    agreed: float  # share of the cameras carried that ended at the best
+    alternatives: list[Refined]  # as good, on other sides of the part
+
+
 class _Search:
-    """From rough cameras to the one that matches best: all of them a few steps at 50 px, fewer and fewer further up."""
+    """From rough cameras to the one that matches best."""
 
     def __init__(
         self,
@@ -210,18 +225,35 @@ class _Search:
             self.reference.options, config, last_round=last_round, exposure=start,
         )  # fmt: skip
 
-    def run(self, cameras: list[Camera]) -> tuple[Refined, float, list[Refined]]:
-        """The best camera; the share of those carried that ended there; those as good on other sides of the part."""
+    def from_afar(self, cameras: list[Camera]) -> _Outcome:
+        """All of `cameras` a few steps at 50 px, fewer and fewer further up."""
         tried = [self.refine(camera, 0, 3) for camera in cameras]
         carried = [self.refine(r.camera, 0, 6, r.exposure) for r in _leading(tried, 2.0, 5)]
         carried = [self.refine(r.camera, 1, 5, r.exposure) for r in _leading(carried, 1.6, 4)]
         carried.sort(key=_cost)
+        finalists = [self.refine(r.camera, 1, 0, r.exposure) for r in _leading(carried, 1.4, 3)]
+        return self._decided(
+            [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(finalists, 1.2, 3)], carried
+        )
+
+    def from_near(self, cameras: list[Camera]) -> _Outcome:
+        """All of `cameras` at 200 px at once, where what repeats on the part (fins, teeth) is not yet one grey.
+
+        Smaller photos of such a part fit best a few degrees off, and from there no level further up comes back. Costs
+        some two and a half times `from_afar`.
+        """
+        carried = [self.refine(camera, 2, 6) for camera in cameras]
+        carried.sort(key=_cost)
+        return self._decided(
+            [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(carried, 1.4, 3)], carried
+        )
+
+    def _decided(self, finalists: list[Refined], carried: list[Refined]) -> _Outcome:
+        """The best of `finalists` to the end; `carried`: those they were taken from, best first."""
         agreed = sum(
             turn_deg(r.camera.world_to_cam, carried[0].camera.world_to_cam) < SAME_DEG for r in carried
         ) / len(carried)
-        finalists = [self.refine(r.camera, 1, 0, r.exposure) for r in _leading(carried, 1.4, 3)]
-        finalists = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(finalists, 1.2, 3)]
-        finalists.sort(key=_cost)
+        finalists = sorted(finalists, key=_cost)
         alike = [
             r
             for r in finalists[1:]
@@ -229,7 +261,7 @@ class _Search:
             and turn_deg(r.camera.world_to_cam, finalists[0].camera.world_to_cam) >= OTHER_DEG
         ]
         best = self.refine(finalists[0].camera, 3, 0, finalists[0].exposure, last_round=True)
-        return best, agreed, alike
+        return _Outcome(best, agreed, alike)
 
 
 def agreement(
@@ -288,15 +320,10 @@ class _Judge:
         total = float(alpha.sum())
         return float(alpha[height : 2 * height, width : 2 * width].sum()) / total if total > 1e-6 else 0.0
 
-    def judged(
-        self,
-        best: Refined,
-        agreed: float,
-        alternatives: list[Refined],
-        tried: int,
-        seconds: Mapping[str, float],
-    ) -> Located:
+    def judged(self, outcome: _Outcome, tried: int) -> Located:
+        """`outcome` of `tried` rough cameras; without the seconds."""
         reference, limits = self.reference, self.limits
+        best, alternatives = outcome.best, outcome.alternatives
         height, width = self.alpha.shape
         camera = best.camera.resized(width, height)
         inliers, overlap = self.agreeing(camera, best.exposure)
@@ -345,13 +372,13 @@ class _Judge:
             in_frame=in_frame,
             sigma_deg=sigma_deg,
             sigma_shift=sigma_shift,
-            agreement=agreed,
+            agreement=outcome.agreed,
             nearest_view_deg=reference.nearest_view_deg(camera),
             alternatives=tuple(r.camera.resized(width, height) for r in alternatives if not reasons),
             ambiguity=ambiguity,
             exposure=best.exposure,
             hypotheses=tried,
-            seconds=seconds,
+            seconds={},
         )
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from prepare.atomic_write import write_json, write_with
 from prepare.camera import Camera, focal_from_fov, look_at, to_opengl_cam_to_world
 from prepare.errors import InputError, UsageError
-from prepare.generate.defects import DefectKind, photograph_defect
+from prepare.generate.defects import DEFECT_PX, DefectKind, photograph_defect
 from prepare.generate.objects import Family, make_object
 from prepare.generate.parts import Assembly
 from prepare.generate.raycast import LightMaps, light, photograph
@@ -35,6 +35,7 @@ CAMERA_ANGLE_X = 0.69111  # rad, MAD-Sim's lens
 CAMERA_RADIUS = 3.0  # world units from the origin
 TOP_ELEVATION_DEG = 82.0
 GENERATOR_VERSION = 1  # raised whenever the same settings give other pictures
+LEAST_DEFECT_PX = 4  # of --defect-px
 MARKER = "generator.json"
 KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
 
@@ -51,6 +52,9 @@ class Settings:
     size_px: int = 400  # width and height
     supersample: int = 2  # rays per pixel along each axis
     noise: float = 0.004  # standard deviation of sensor noise in test photos, in units of white
+    defect_px: tuple[float, float] = (
+        DEFECT_PX  # least and most area of a defect's mask, px of a photo of 400 x 400
+    )
 
 
 @dataclass(frozen=True)
@@ -212,11 +216,13 @@ def _make(folder: Path, settings: Settings, photo: Photo) -> Photo:
     if photo.group in KINDS:
         kind: DefectKind = KINDS[KINDS.index(photo.group)]  # type: ignore[arg-type]
         rng = _rng(settings, photo, 1)
-        faulty = photograph_defect(kind, product.assembly, product.maps, camera, settings.supersample, rng)
+        faulty = photograph_defect(
+            kind, product.assembly, product.maps, camera, settings.supersample, rng, settings.defect_px
+        )
         if faulty is None:
             raise InputError(
-                f"{folder / photo.path}: no {kind} defect is visible enough from this camera at {settings.size_px} px; "
-                "try a larger --size-px or another --seed"
+                f"{folder / photo.path}: no {kind} defect of the wanted area is visible enough from this camera at {settings.size_px} "
+                "px; try a larger --size-px, a wider --defect-px or another --seed"
             )
         rgb, mask = faulty.view.rgb, faulty.mask
     else:
@@ -264,6 +270,7 @@ def _claim(folder: Path, name: str, settings: Settings) -> None:
     Raises: UsageError where it is not.
     """
     wanted = {"generator_version": GENERATOR_VERSION, "name": name, **asdict(settings)}
+    wanted["defect_px"] = list(settings.defect_px)  # as JSON reads it
     marker = folder / MARKER
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a folder is wanted here, got a file; choose another --out or --name")
@@ -277,6 +284,7 @@ def _claim(folder: Path, name: str, settings: Settings) -> None:
         return
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
+        found.setdefault("defect_px", list(DEFECT_PX))  # older folders do not name it
         differing = [key for key, value in wanted.items() if found.get(key) != value]
     except (ValueError, AttributeError, OSError) as error:
         raise UsageError(
@@ -319,6 +327,12 @@ def _check(name: str, settings: Settings, workers: int) -> None:
             raise UsageError(
                 f"--{key.replace('_', '-')}: from {low} to {high} is wanted, got {value}; choose a value in that range"
             )
+    smallest, largest = settings.defect_px
+    if not LEAST_DEFECT_PX <= smallest < largest <= 400**2:
+        raise UsageError(
+            f"--defect-px: two areas, the smaller (at least {LEAST_DEFECT_PX}) first, are wanted, got {smallest:g} "
+            f"{largest:g}; give for example --defect-px 25 100"
+        )
     if workers < 0:
         raise UsageError(
             f"--workers: 0 (one per processor) or more is wanted, got {workers}; choose a value in that range"

@@ -7,6 +7,7 @@ differently (a new shadow, an opened corner) does not: nothing is wrong with the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,8 +22,8 @@ from prepare.generate.shapes import Box, Ellipsoid, Frustum, Shape, Torus
 
 DefectKind = Literal["Burrs", "Missing", "Stains"]
 
-LEAST_SHARE = 25 / 400**2  # of the image: 25 px in a photo of 400 x 400 px
-MOST_SHARE = 0.03
+DEFECT_PX = (25.0, 4800.0)  # least and most area of a mask in a photo of 400 x 400 px
+UNSHRUNK_PX = 1000  # most area from which on defects have their usual size
 LEAST_PX = 4  # in photos so small that the share would be less
 LEAST_CONTRAST = 0.10  # largest channel difference, in [0, 1], that a person notices on a product
 SEEN_SHARE = 0.5  # of the mask (and at least the least area) that must differ so much
@@ -65,30 +66,33 @@ def photograph_defect(
     camera: Camera,
     supersample: int,
     rng: np.random.Generator,
+    area_px: tuple[float, float] = DEFECT_PX,
 ) -> FaultyPhoto | None:
     """A photo of `good` with a random defect that is seen clearly by `camera`; None when no try gave one.
 
-    Clearly: its mask covers between `LEAST_SHARE` and `MOST_SHARE` of the image, and enough of it differs from the good
-    photo by `LEAST_CONTRAST`.
+    Clearly: its mask has between the two areas `area_px` (px of a photo of 400 x 400), and enough of it differs from the
+    good photo by `LEAST_CONTRAST`.
     """
     before = photograph(good, good_maps, camera, supersample)
     if not (before.hits.part >= 0).any():
         return None
-    propose: dict[str, Callable[[Assembly, View, np.random.Generator], Faulty | None]] = {
-        "Burrs": _burrs,
-        "Missing": _missing,
-        "Stains": _stains,
+    shrink = min(1.0, math.sqrt(area_px[1] / UNSHRUNK_PX))
+    propose: dict[str, Callable[[], Faulty | None]] = {
+        "Burrs": lambda: _burrs(good, before, rng, math.sqrt(shrink)),
+        "Missing": lambda: _missing(good, before, rng, shrink),
+        "Stains": lambda: _stains(good, before, rng, shrink),
     }
-    pixels = camera.width * camera.height
-    least = max(LEAST_PX, LEAST_SHARE * pixels)
+    scale = camera.width * camera.height / 400**2
+    least = max(LEAST_PX, area_px[0] * scale)
+    most = max(area_px[1] * scale, 2 * least)
     for _ in range(ATTEMPTS):
-        faulty = propose[kind](good, before, rng)
+        faulty = propose[kind]()
         if faulty is None:
             continue
         hits = cast(faulty.assembly.parts, camera, supersample)
         after = surface(faulty.assembly, camera, supersample, hits)
         mask = defect_mask(before.hits, before.surface, hits, after, faulty.origin, supersample)
-        if not least <= mask.sum() <= max(MOST_SHARE * pixels, 2 * least):
+        if not least <= mask.sum() <= most:
             continue
         maps = good_maps if kind == "Stains" else light(faulty.assembly)
         view = photograph(faulty.assembly, maps, camera, supersample)
@@ -132,7 +136,7 @@ def _colour_image(hits: Hits, here: Surface) -> Float[np.ndarray, "rows columns 
     return image
 
 
-def _burrs(good: Assembly, view: View, rng: np.random.Generator) -> Faulty | None:
+def _burrs(good: Assembly, view: View, rng: np.random.Generator, shrink: float) -> Faulty | None:
     """A few slivers, spikes and nubs of the surface's own colour, standing up around one visible place."""
     here = view.surface
     first = int(rng.integers(len(here.points)))
@@ -148,7 +152,7 @@ def _burrs(good: Assembly, view: View, rng: np.random.Generator) -> Faulty | Non
         axis /= np.linalg.norm(axis)
         if axis @ normal < 0.5:
             axis = normal
-        size = float(rng.uniform(0.022, 0.05))
+        size = shrink * float(rng.uniform(0.022, 0.05))
         shape: Shape
         style = int(rng.integers(3))
         if style == 0:
@@ -175,7 +179,7 @@ def _burrs(good: Assembly, view: View, rng: np.random.Generator) -> Faulty | Non
     return Faulty(replace(good, parts=(*good.parts, *added)), origin, f"{len(added)} burrs on {owner}")
 
 
-def _missing(good: Assembly, view: View, rng: np.random.Generator) -> Faulty | None:
+def _missing(good: Assembly, view: View, rng: np.random.Generator, shrink: float) -> Faulty | None:
     """A group of parts left out, or a piece broken out of the body."""
     groups = list(good.groups().items())
     seen = np.bincount(view.hits.part[view.hits.part >= 0], minlength=len(good.parts))
@@ -190,7 +194,7 @@ def _missing(good: Assembly, view: View, rng: np.random.Generator) -> Faulty | N
     owner = good.parts[int(owners[place])]
     if isinstance(owner.shape, Torus):
         return None
-    radius = float(rng.uniform(0.06, 0.15))
+    radius = shrink * float(rng.uniform(0.06, 0.15))
     point = view.surface.points[place].astype(np.float64)
     centre = point + view.surface.normals[place] * radius * float(rng.uniform(-0.1, 0.4))
     ball = Ball((float(centre[0]), float(centre[1]), float(centre[2])), radius)
@@ -209,7 +213,7 @@ def _touches(part: Part, ball: Ball) -> bool:
     return bool(np.linalg.norm(gap) < ball.radius)
 
 
-def _stains(good: Assembly, view: View, rng: np.random.Generator) -> Faulty | None:
+def _stains(good: Assembly, view: View, rng: np.random.Generator, shrink: float) -> Faulty | None:
     """A ragged blotch of a colour that stands out from the surface at one visible place."""
     here = view.surface
     place = int(rng.integers(len(here.points)))
@@ -222,7 +226,7 @@ def _stains(good: Assembly, view: View, rng: np.random.Generator) -> Faulty | No
     phase = rng.uniform(0, 2 * np.pi, 3)
     stain = Stain(
         centre=(float(point[0]), float(point[1]), float(point[2])),
-        radius=float(rng.uniform(0.04, 0.13)),
+        radius=shrink * float(rng.uniform(0.04, 0.13)),
         colour=colour,
         strength=float(rng.uniform(0.75, 0.95)),
         phase=(float(phase[0]), float(phase[1]), float(phase[2])),

@@ -33,6 +33,8 @@ class Generate:
     """Rays per pixel along each axis (1 to 4): smooth edges for time."""
     noise: float = 0.004
     """Standard deviation of sensor noise in test photos, 1 being white; 0 for none."""
+    defect_px: tuple[float, float] = (25.0, 4800.0)
+    """Least and most area of a defect, px of a photo of 400 x 400; 25 100 makes small ones only."""
     workers: int = 0
     """Processes that render; 0 for one per processor. Changes the time only."""
 
@@ -60,6 +62,7 @@ def run(config: Generate) -> int:
         size_px=config.size_px,
         supersample=config.supersample,
         noise=config.noise,
+        defect_px=config.defect_px,
     )
     console = Console()
     started = time.perf_counter()

@@ -129,6 +129,17 @@ def test_other_settings_are_refused_and_named(made):
     assert contents(made) == before
 
 
+def test_an_older_folder_that_does_not_name_the_areas_of_defects_is_completed(tmp_path):
+    first = generate(tmp_path, "bot", TINY, workers=1)
+    marker = first.folder / "generator.json"
+    older = json.loads(marker.read_text())
+    del older["defect_px"]
+    marker.write_text(json.dumps(older))
+    assert generate(tmp_path, "bot", TINY, workers=1).written == 0
+    with pytest.raises(UsageError, match="defect_px was"):
+        generate(tmp_path, "bot", replace(TINY, defect_px=(25.0, 100.0)), workers=1)
+
+
 def test_a_folder_of_someone_elses_is_never_touched(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
@@ -147,6 +158,8 @@ def test_a_folder_of_someone_elses_is_never_touched(tmp_path):
         ({"size_px": 8}, "--size-px"),
         ({"noise": -0.1}, "--noise"),
         ({"seed": -1}, "--seed"),
+        ({"defect_px": (100.0, 25.0)}, "--defect-px"),
+        ({"defect_px": (0.0, 25.0)}, "--defect-px"),
     ],
 )
 def test_settings_out_of_range_are_refused_before_anything_is_written(tmp_path, change, flag):

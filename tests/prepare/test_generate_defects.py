@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prepare.camera import Camera, focal_from_fov, look_at
-from prepare.generate.defects import LEAST_SHARE, MOST_SHARE, DefectKind, defect_mask, photograph_defect
+from prepare.generate.defects import DEFECT_PX, DefectKind, defect_mask, photograph_defect
 from prepare.generate.objects import make_object
 from prepare.generate.parts import Assembly, Part, Stain
 from prepare.generate.raycast import cast, light, photograph, surface
@@ -111,7 +111,7 @@ def test_a_random_defect_is_seen_where_its_mask_says_and_nowhere_else(kind, seed
     camera = camera_at([(2.2, 1.5, 1.4), (-1.8, 2.0, -1.3), (2.4, -1.7, 0.6)][seed])
     photo = photograph_defect(kind, assembly, maps, camera, 2, np.random.default_rng(seed))
     assert photo is not None
-    assert LEAST_SHARE <= photo.mask.mean() <= MOST_SHARE
+    assert DEFECT_PX[0] <= photo.mask.mean() * 400**2 <= DEFECT_PX[1]
     good = photograph(assembly, maps, camera, 2).rgb
     change = np.abs(photo.view.rgb - good).max(axis=2)
     assert (change[photo.mask] > 0.1).mean() >= 0.5
@@ -121,6 +121,15 @@ def test_a_random_defect_is_seen_where_its_mask_says_and_nowhere_else(kind, seed
         assert change[~photo.mask].max() < 0.02
     counts = {"Burrs": (1, 6), "Missing": (-60, 0), "Stains": (0, 0)}[kind]
     assert counts[0] <= len(photo.faulty.assembly.parts) - len(assembly.parts) <= counts[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_defects_are_made_where_small_ones_are_asked_for(kind):
+    assembly, maps = product()
+    camera = camera_at((2.2, 1.5, 1.4))
+    photo = photograph_defect(kind, assembly, maps, camera, 2, np.random.default_rng(1), (100.0, 300.0))
+    assert photo is not None
+    assert 100 <= photo.mask.mean() * 400**2 <= 300
 
 
 @pytest.mark.parametrize("kind", KINDS)
