@@ -115,8 +115,8 @@ def locate(
 
     `alpha` is the part's share of each pixel as far as known (ones: not known), `lens` the photo's intrinsics at its
     size. Rough cameras come from the index of small renders and, where there are `landmarks`, from matched features
-    too; a `start` within a few degrees of the truth, where it is given, is the only one. A camera that is not believed is sought a second time, from larger
-    photos on. The result depends on the photo and the reference alone.
+    too; a `start` within a few degrees of the truth, where it is given, is the only one. A camera that is not believed
+    is sought a second time, from larger photos on. The result depends on the photo and the reference alone.
     """
     config, limits = config or LocateConfig(), limits or BeliefLimits()
     background = reference.background if background is None else background

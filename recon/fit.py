@@ -49,6 +49,10 @@ CHECK_EVERY = 250  # steps between looks at the photos kept from the fit
 HELD_OUT_CHECKED = 12  # photos looked at
 FLAT_CHECKS = 4  # so many looks without a better one end the fit
 FLAT_DB = 0.03  # what counts as better
+PRUNING_VIEWS = 24  # photos asked in one round which splats are astray; at the end all are
+OFF_ONE_OF = 12  # a centre off the silhouette in more than one photo of so many is astray
+FRAMED_SHARE = 0.5  # of the frames that a median splat is in: with fewer one is astray
+LEAST_SPLATS = 16
 COOL_SHARE = 0.1  # of the steps, for the rest of the decay
 
 
@@ -417,13 +421,12 @@ def _fit(
 
     gaussians = optimizer.gaussians.detached()
     gaussians = gaussians.select(~prunable(gaussians, 0.005, 2 * volume.half_size))
+    gaussians = _kept(gaussians, ~_astray(outside, gaussians.means.cpu()).to(gaussians.device))
     if config.min_cover_px > 0:
         cover = torch.zeros(len(gaussians.means), device=gaussians.device)
         for i in fitted:
             cover += compositing_weights(gaussians, crops[i].camera, options[-1])
-        idle = cover < FINAL_SHARE * config.min_cover_px * len(fitted)
-        if int((~idle).sum()) >= 16:
-            gaussians = gaussians.select(~idle)
+        gaussians = _kept(gaussians, cover >= FINAL_SHARE * config.min_cover_px * len(fitted))
     gaussians = gaussians.to("cpu")
     views = tuple(
         _measure(photo, gaussians.to(device), options[-1], i in held_out, exposure[i].cpu(), perceptual)
@@ -556,6 +559,11 @@ def learning_rates(config: FitConfig, volume: Volume) -> dict[str, float]:
     }
 
 
+def _kept(gaussians: Gaussians, wanted: Bool[Tensor, " n"]) -> Gaussians:
+    """Those that are wanted; all of them where hardly any would be left."""
+    return gaussians.select(wanted) if int(wanted.sum()) >= LEAST_SPLATS else gaussians
+
+
 @dataclass(frozen=True)
 class _Crop:
     """The window of a photo that holds the part: all that is rasterised and compared during the fit."""
@@ -637,14 +645,30 @@ class _Outside:
         near = F.max_pool2d(near, (2 * reach_px + 1, 1), stride=1, padding=(reach_px, 0))
         return cls(photo.camera, near[0, 0] < 0.05)
 
-    def holds(self, means: Float[Tensor, "n xyz=3"]) -> Bool[Tensor, " n"]:
-        """Which points project into the mask; those out of the frame do not."""
-        if self.mask is None:
-            return torch.zeros(len(means), dtype=torch.bool)
+    def holds(self, means: Float[Tensor, "n xyz=3"]) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Which points project into the mask, and which into the frame."""
         u, v, depth = self.camera.project(means).unbind(-1)
         seen = (depth > 0) & (u >= 0) & (u < self.camera.width) & (v >= 0) & (v < self.camera.height)
+        if self.mask is None:
+            return torch.zeros_like(seen), seen
         column, row = u.clamp(0, self.camera.width - 1).long(), v.clamp(0, self.camera.height - 1).long()
-        return seen & self.mask[row, column]
+        return seen & self.mask[row, column], seen
+
+
+def _astray(outside: Sequence[_Outside], means: Float[Tensor, "n xyz=3"]) -> Bool[Tensor, " n"]:
+    """Centres that cannot be the part's: off the silhouette in one photo of twelve, or out of too many frames.
+
+    What floats where hardly a frame reaches explains one photo and stands in the way of every new view there.
+    """
+    off = torch.zeros(len(means), dtype=torch.int32)
+    framed = torch.zeros(len(means), dtype=torch.int32)
+    for one in outside:
+        hits, seen = one.holds(means)
+        off += hits
+        framed += seen
+    told = any(one.mask is not None for one in outside)
+    rare = framed < FRAMED_SHARE * float(framed.float().median())
+    return (off > len(outside) // OFF_ONE_OF) | (rare & told)
 
 
 def _prune(
@@ -656,15 +680,12 @@ def _prune(
     volume: Volume,
     generator: torch.Generator,
 ) -> None:
-    """Drop splats that are idle, faint, huge, not finite, or whose centre lies off the silhouette in two of twelve views."""
+    """Drop splats that are idle, faint, huge, not finite, or astray by a sample of the photos."""
     gaussians = optimizer.gaussians.detached()
     drop = prunable(gaussians, 0.005, 0.5 * volume.half_size)
-    means = gaussians.means.cpu().nan_to_num()
-    off = torch.zeros(len(means), dtype=torch.int32)
-    for i in torch.randperm(len(outside), generator=generator)[:12].tolist():
-        off += outside[i].holds(means)
-    drop |= ((off >= 2) | idle).to(drop.device)
-    if bool(drop.any()) and int((~drop).sum()) >= 16:
+    sample = torch.randperm(len(outside), generator=generator)[:PRUNING_VIEWS].tolist()
+    drop |= (_astray([outside[i] for i in sample], gaussians.means.cpu().nan_to_num()) | idle).to(drop.device)
+    if bool(drop.any()) and int((~drop).sum()) >= LEAST_SPLATS:
         optimizer.keep(~drop)
         kept = ~drop.cpu()
         tally.pull, tally.views = tally.pull[kept], tally.views[kept]

@@ -221,8 +221,8 @@ def _make(folder: Path, settings: Settings, photo: Photo) -> Photo:
         )
         if faulty is None:
             raise InputError(
-                f"{folder / photo.path}: no {kind} defect of the wanted area is visible enough from this camera at {settings.size_px} "
-                "px; try a larger --size-px, a wider --defect-px or another --seed"
+                f"{folder / photo.path}: no {kind} defect of the wanted area is visible enough from this camera at "
+                f"{settings.size_px} px; try a larger --size-px, a wider --defect-px or another --seed"
             )
         rgb, mask = faulty.view.rgb, faulty.mask
     else:
