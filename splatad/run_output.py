@@ -105,12 +105,14 @@ def write_table(path: Path, rows: Sequence[dict[str, object]]) -> None:
 def verdict_row(inspection: Inspection) -> dict[str, object]:
     """One line of `verdicts.csv`."""
     located = inspection.located
+    largest = max(inspection.defects, key=lambda defect: defect.area_px, default=None)
     return {
         "photo": inspection.name,
         "verdict": inspection.verdict.name,
         "score": "" if inspection.score is None else f"{inspection.score:.6g}",
         "defects": len(inspection.defects),
-        "largest_px": max((defect.area_px for defect in inspection.defects), default=0),
+        "largest_px": 0 if largest is None else largest.area_px,
+        "largest_kind": "" if largest is None else largest.kind,
         "pose_believed": "" if located is None else located.believed,
         "seconds": f"{sum(inspection.seconds.values()):.3f}",
         "reason": inspection.verdict.reasons[0],

@@ -174,6 +174,10 @@ def run(config: Evaluate) -> int:
         )
     for line in _verdict_lines(verdicts["all"]):
         terminal.say(line)
+    kinds = _kinds(labelled)
+    for label, counts in kinds.items():
+        guesses = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        terminal.say(f"kind guessed of what was found on {label}: {guesses}")
     if pose_summary is not None:
         terminal.say(_pose_line(pose_summary))
     terminal.say(
@@ -195,6 +199,7 @@ def run(config: Evaluate) -> int:
             label: dataclasses.asdict(one) | {"false_alarms_as_set": one.false_alarms_as_set}
             for label, one in verdicts.items()
         },
+        "kinds": kinds,
         "pose": None if pose_summary is None else plain(dataclasses.asdict(pose_summary)),
         "seconds": stage_medians,
         "threshold": loaded.calibration.threshold,
@@ -266,6 +271,19 @@ def _test(inspector: Inspector, query: Query, backbone: Backbone | None) -> Test
     unread = torch.zeros(()).expand(height, width, 3)  # of the photo's shape and one number large
     light = dataclasses.replace(inspection, photo=unread, render=None, anomaly=anomaly)
     return Tested(query, light, scored, seconds)
+
+
+def _kinds(tested: Sequence[Tested]) -> dict[str, dict[str, int]]:
+    """By true type, how often each kind was guessed of the largest defect that meets the true mask of its photo."""
+    counts: dict[str, dict[str, int]] = {}
+    for one in tested:
+        mask = one.scored[OURS].mask
+        met = [d for d in one.inspection.defects if bool((d.mask.cpu() & mask).any())]
+        if met:
+            kind = max(met, key=lambda d: d.area_px).kind
+            of_label = counts.setdefault(one.query.label, {})
+            of_label[kind] = of_label.get(kind, 0) + 1
+    return counts
 
 
 def _pose_result(query: Query, inspection: Inspection, reference: Reference) -> PoseResult | None:

@@ -98,6 +98,13 @@ def document(ran):
     return json.loads((ran[0] / "metrics.json").read_text("utf-8"))
 
 
+def test_the_guessed_kinds_are_counted_by_true_type(document, ran):
+    assert set(document["kinds"]) <= {"Stains", "Missing"}
+    assert sum(document["kinds"]["Stains"].values()) >= 1
+    assert set(document["kinds"]["Stains"]) <= {"added", "missing", "discoloured", "changed"}
+    assert "kind guessed of what was found on Stains: " in ran[1]
+
+
 def test_both_methods_are_measured_on_the_same_labelled_photos(document):
     assert document["version"] == 2
     assert document["recipe"]["name"] == "splatpose"

@@ -81,6 +81,8 @@ def test_verdicts_csv_has_a_line_a_photo_that_reads_back(inspections, tmp_path):
     assert float(rows[0]["score"]) == pytest.approx(inspections[0].score, rel=1e-5)
     assert int(rows[0]["defects"]) == len(inspections[0].defects) >= 1
     assert int(rows[0]["largest_px"]) == max(d.area_px for d in inspections[0].defects)
+    largest = max(inspections[0].defects, key=lambda d: d.area_px)
+    assert [row["largest_kind"] for row in rows] == [largest.kind, ""]
     assert (rows[1]["score"], rows[1]["pose_believed"], rows[1]["defects"]) == ("", "", "0")
     assert rows[1]["reason"] == inspections[1].verdict.reasons[0]
 
