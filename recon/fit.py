@@ -192,15 +192,16 @@ def load_photo(view: View, size_px: int) -> Photo:
 def photo_of(name: str, image: ViewImage) -> Photo:
     """A photo on a background that splats can be composited over."""
     background = image.background
-    rgb = image.rgb
+    rgb, alpha = image.rgb, image.alpha
     if background is None:
-        cut_out = bool((image.alpha < 0.999).any())
+        cut_out = bool((alpha[image.valid] < 0.999).any())  # an undistorted photo's rim is no background
+        alpha = alpha if cut_out else torch.ones_like(alpha)
         background = torch.full((3,), 1.0 if cut_out else 0.0)
         if cut_out:
             rgb = image.rgb * image.alpha[..., None] + (1 - image.alpha[..., None]) * background
     valid = None if bool(image.valid.all()) else image.valid.float()
     assert image.camera is not None
-    return Photo(name, image.camera, rgb.contiguous(), image.alpha, background, valid)
+    return Photo(name, image.camera, rgb.contiguous(), alpha, background, valid)
 
 
 def held_out_indices(count: int, every: int) -> set[int]:

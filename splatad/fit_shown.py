@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 
 from prepare.scene import Scene
-from recon.fit import Fit, FitConfig, FitProgress, Photo, cross_fit, initial_cloud, load_photo
+from recon.fit import Fit, FitConfig, FitProgress, Photo, cross_fit, fit_photos, initial_cloud, load_photo
+from recon.part_region import find_part
+from recon.rasterize import RasterOptions
+from recon.surroundings import Surroundings, cut_out, is_cluttered
 from splatad.terminal import Terminal
 
 
@@ -22,6 +25,42 @@ def read_photos(scene: Scene, size_px: int, terminal: Terminal) -> list[Photo]:
             photos.append(load_photo(view, size_px))
             bar.advance()
     return photos
+
+
+def tell_part(
+    photos: list[Photo],
+    scene: Scene,
+    config: FitConfig,
+    checkpoint: Path,
+    device: torch.device,
+    terminal: Terminal,
+) -> Surroundings | None:
+    """Splats of all that cluttered photos show, and which of them are the part; None where no part stands out."""
+    with terminal.bar("fitting splats to part and surroundings", config.steps) as bar:
+
+        def show(progress: FitProgress) -> None:
+            bar.to(progress.step, f"{progress.splats:,} splats  {progress.psnr:.1f} dB", progress.steps)
+
+        fit = fit_photos(
+            photos,
+            config,
+            cloud=initial_cloud(scene),
+            checkpoint=checkpoint / "surroundings",
+            device=device,
+            held_out=(),
+            on_progress=show,
+        )
+    options = RasterOptions(antialiased=config.antialiased)
+    region = find_part(fit.gaussians, [photo.camera for photo in photos], fit.volume, options)
+    return None if region is None else Surroundings(fit.gaussians, region.inside)
+
+
+def cut_photos(photos: list[Photo], surroundings: Surroundings, options: RasterOptions) -> list[Photo]:
+    """`photos` with the part alone, over white; those that have a mask of their own as they are."""
+    return [
+        cut_out(photo, surroundings.alpha(photo.camera, options)) if is_cluttered(photo) else photo
+        for photo in photos
+    ]
 
 
 def fit_folds(

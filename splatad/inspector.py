@@ -15,12 +15,16 @@ from torch import Tensor
 from detect.anomaly_map import AnomalyMap
 from detect.defects import Defect, find_defects
 from detect.verdict import Verdict, decide, no_part_verdict
-from pose.locate import LocateConfig, Located, locate
+from pose.locate import BeliefLimits, LocateConfig, Located, locate
 from prepare.scene import ViewImage, load_query_image
 from recon.rasterize import RasterOptions, Render, rasterize
+from recon.surroundings import over
 from splatad.lens import LensMode, QueryLens, query_lens
 from splatad.pose_output import pose_document
 from splatad.reference_dir import LoadedReference, load_whole_reference
+
+# Surroundings reach beyond every frame and have no outline.
+IN_SURROUNDINGS = BeliefLimits(least_overlap=0.0, least_in_frame=0.0)
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,34 @@ class Inspector:
     def read(self, path: Path, lens: QueryLens | None = None) -> ViewImage:
         """The photo in `path` as it is inspected: scaled, undistorted, with its lens (`self.lens(path)` if not given).
 
+        Of a cluttered photo taken where the reference photos were, all but the part is cut away.
         Raises: InputError as `inspect`.
         """
         lens = lens or self.lens(path)
         longest_px = self.loaded.reference.size_px
-        return load_query_image(path, longest_px=longest_px, camera=lens.camera, distortion=lens.distortion)
+        image = load_query_image(path, longest_px=longest_px, camera=lens.camera, distortion=lens.distortion)
+        return self.cut_out(image, lens)
+
+    def cut_out(self, image: ViewImage, lens: QueryLens | None = None) -> ViewImage:
+        """`image` with the part alone, where it is cluttered and shows the surroundings that the reference photos show.
+
+        The part's place is that of the reference's own silhouette at the camera that the whole scene gives; a camera
+        that is not believed leaves `image` as it is.
+        """
+        whole = self.loaded.whole_scene
+        if whole is None or image.background is not None or bool((image.alpha[image.valid] < 0.999).any()):
+            return image
+        assert image.camera is not None
+        located = locate(
+            whole.reference, whole.index, whole.levels, image.rgb, image.alpha, image.camera,
+            background=whole.reference.background, config=self.config_for(lens), limits=IN_SURROUNDINGS,
+        )  # fmt: skip
+        if located is None or not located.believed:
+            return image
+        camera = located.camera.moved(located.camera.world_to_cam.to(whole.reference.gaussians.device))
+        alpha = whole.surroundings.alpha(camera, whole.reference.options)
+        background = self.loaded.reference.background.cpu()
+        return replace(image, rgb=over(image.rgb, alpha, background), alpha=alpha, background=background)
 
     def inspect_image(
         self,

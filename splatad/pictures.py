@@ -6,6 +6,7 @@ px, x1 and y1 exclusive. Colours are RGB in [0, 255]. Every verdict has a sign o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,6 +17,9 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from prepare.camera import fit_within
+from prepare.image import resize
 
 Verdict = Literal["OK", "NG", "CANNOT TELL"]
 Box = tuple[int, int, int, int]
@@ -176,6 +180,23 @@ def circle_defects(
                 _draw_tag(canvas, around, labels[number], colour, scale, rgb, overlap=0.3)
 
     return _drawn_over(rgb, draw)
+
+
+def contact_sheet(
+    pictures: Sequence[Float[Tensor, "height width 3"]], most: int = 20, longest_px: int = 200
+) -> Float[Tensor, "rows columns 3"]:
+    """At most `most` of `pictures`, evenly spread, small and side by side on a grid, row by row."""
+    chosen = [pictures[round(i * (len(pictures) - 1) / max(1, most - 1))] for i in range(most)]
+    chosen = list(pictures) if len(pictures) <= most else chosen
+    columns = math.ceil(math.sqrt(len(chosen)))
+    rows = math.ceil(len(chosen) / columns)
+    sheet = torch.ones(rows * longest_px, columns * longest_px, 3)
+    for i, picture in enumerate(chosen):
+        height, width = picture.shape[:2]
+        width, height = fit_within(width, height, longest_px)
+        top, left = i // columns * longest_px, i % columns * longest_px
+        sheet[top : top + height, left : left + width] = resize(picture, width, height)
+    return sheet
 
 
 def draw_contour(

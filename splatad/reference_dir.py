@@ -34,16 +34,28 @@ from prepare.errors import InputError, UsageError
 from recon.fit import Photo
 from recon.gaussians import Gaussians
 from recon.reference import Reference, load_reference, save_reference
+from recon.surroundings import Surroundings, load_surroundings, save_surroundings
 from splatad.workspace import Workspace
 
 LANDMARKS = "landmarks.safetensors"
 COMPARER = "comparer.safetensors"
+SURROUNDINGS, SURROUNDINGS_INDEX = "surroundings.safetensors", "surroundings_index.safetensors"
 SPLATS, INDEX, EXPECTED, CALIBRATION = (
     "splats.ply",
     "index.safetensors",
     "expected.safetensors",
     "calibration.json",
 )
+
+
+@dataclass(frozen=True)
+class WholeScene:
+    """The part in its surroundings: what finds the camera of a photo taken in the same place, and the part in it."""
+
+    surroundings: Surroundings
+    reference: Reference  # the part's, with the whole scene's splats over black
+    levels: SplatLevels
+    index: PoseIndex
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class LoadedReference:
     detector: DifferenceDetector
     calibration: Calibration
     landmarks: Landmarks | None = None  # where `splatad fit --keypoints` made them
+    whole_scene: WholeScene | None = None  # of a reference whose photos were cluttered
 
 
 def load_whole_reference(folder: Path, device: torch.device | None = None) -> LoadedReference:
@@ -81,7 +94,30 @@ def load_whole_reference(folder: Path, device: torch.device | None = None) -> Lo
         detector_of(calibration.detector, reference, expected, comparers),
         calibration,
         load_landmarks(folder / LANDMARKS) if (folder / LANDMARKS).exists() else None,
+        _load_whole_scene(folder, reference),
     )
+
+
+def _load_whole_scene(folder: Path, reference: Reference) -> WholeScene | None:
+    if not (folder / SURROUNDINGS).exists():
+        return None
+    surroundings = load_surroundings(folder / SURROUNDINGS)
+    return _whole_scene(surroundings, reference, load_index(folder / SURROUNDINGS_INDEX))
+
+
+def _whole_scene(
+    surroundings: Surroundings,
+    reference: Reference,
+    index: PoseIndex | None = None,
+    on_view: Callable[[int, int], None] | None = None,
+) -> WholeScene:
+    """`surroundings` on the reference's device; its index is built where there is none yet."""
+    gaussians = surroundings.gaussians.to(reference.gaussians.device)
+    views = tuple(replace(view, background=torch.zeros(3)) for view in reference.views)
+    whole = replace(reference, gaussians=gaussians, views=views)
+    levels = SplatLevels(gaussians)
+    index = index or build_index(whole, levels, on_view=on_view)
+    return WholeScene(replace(surroundings, gaussians=gaussians), whole, levels, index)
 
 
 def finish_reference(
@@ -93,14 +129,15 @@ def finish_reference(
     unseen: Sequence[Gaussians | None] | None = None,
     detector: str = RULE,
     keypoints: str | None = None,
+    surroundings: Surroundings | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> LoadedReference:
     """Index, residual statistics and calibration of a fitted reference, written with it into `folder`.
 
     Each good photo is located and scored as a query would be, by splats that have not seen it: `unseen[i]` of
     `recon.fit.cross_fit`, or those of the reference where it was held out. `detector` is a name of `detect.detectors`,
-    `keypoints` an extractor of local features that give rough cameras beside the small renders. `on_step` is told (stage,
-    done, all).
+    `keypoints` an extractor of local features that give rough cameras beside the small renders, `surroundings` what the part
+    was photographed among. `on_step` is told (stage, done, all).
 
     Raises: MissingPartError where weights or a package for these are not there; UsageError for a false-alarm rate that the
     photos cannot support.
@@ -123,9 +160,16 @@ def finish_reference(
         (folder / LANDMARKS).unlink(missing_ok=True)  # of an earlier fit
     else:
         save_landmarks(folder / LANDMARKS, landmarks)
+    whole = None
+    if surroundings is None:
+        (folder / SURROUNDINGS).unlink(missing_ok=True)  # likewise
+    else:
+        whole = _whole_scene(surroundings, reference, on_view=tell("index of the surroundings"))
+        save_index(folder / SURROUNDINGS_INDEX, whole.index)
+        save_surroundings(folder / SURROUNDINGS, surroundings)
     save_detector(folder, judge, calibration)
     save_reference(folder, reference)
-    return LoadedReference(reference, levels, index, judge, calibration, landmarks)
+    return LoadedReference(reference, levels, index, judge, calibration, landmarks, whole)
 
 
 def calibrate_reference(

@@ -144,7 +144,7 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
     from recon.fit import FitConfig, unseen_of
-    from splatad.fit_shown import fit_folds, read_photos
+    from splatad.fit_shown import cut_photos, fit_folds, read_photos
     from splatad.reference_dir import calibrate_reference, load_whole_reference
 
     loaded: LoadedReference = load_whole_reference(folder, device)
@@ -162,6 +162,8 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
     fields = {field.name for field in dataclasses.fields(FitConfig)}
     fit_config = FitConfig(**{key: value for key, value in settings.items() if key in fields})
     photos = read_photos(scene, fit_config.size_px, terminal)
+    if loaded.whole_scene is not None:
+        photos = cut_photos(photos, loaded.whole_scene.surroundings, reference.options)
     features = loaded.calibration.detector.partition("+")[2]
     checkpoints = folder / "cross-fit"
     fits = fit_folds(scene, photos, fit_config, config.folds, checkpoints, device, terminal)

@@ -45,6 +45,11 @@ class Fit:
     """Longer side to which photos are scaled down, px; defects smaller than a pixel then are lost."""
     sh_degree: Literal[0, 1, 2, 3] | None = None
     """Degree of the view-dependent colour: 0 matt, 3 glossy."""
+    whole: bool = False
+    """Inspect all that cluttered photos show. Else the part is told from its surroundings, where photos have no masks and no
+    plain background: by a fit of everything, the cameras' common focus and the surface that the part rests on."""
+    keep_background: bool = True
+    """Keep the splats of the surroundings, so that cluttered photos taken in the same place can be inspected."""
     folds: int | None = None
     """Cross-fitting: every photo serves to calibrate, scored by one of so many more fits that have not seen it, and the
     reference itself is fitted to all. 4, and 0 (none) with --preset fast or where --held-out-every is given."""
@@ -89,6 +94,7 @@ def run(config: Fit) -> int:
     from detect.detectors import LEARNED, RULE, detector_name
     from pose.keypoints import extractor
     from pose.matching import pnp_solver
+    from prepare.atomic_write import write_bytes
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
     from recon.fit import (
@@ -101,7 +107,9 @@ def run(config: Fit) -> int:
     )
     from recon.rasterize import RasterOptions
     from recon.reference import load_reference, reference_from_fit
-    from splatad.fit_shown import fit_folds, read_photos
+    from recon.surroundings import is_cluttered
+    from splatad.fit_shown import cut_photos, fit_folds, read_photos, tell_part
+    from splatad.pictures import contact_sheet, to_bytes
     from splatad.reference_dir import CALIBRATION, choose_device, find_scene, finish_reference
     from splatad.run_record import run_settings
     from splatad.terminal import Terminal
@@ -134,6 +142,8 @@ def run(config: Fit) -> int:
         "detector": detector,
         "keypoints": config.keypoints,
         "folds": folds,
+        "whole": config.whole,
+        "keep_background": config.keep_background,
     }
     target = workspace.reference(name)
     leave_cores_to_the_kernel(device)
@@ -145,6 +155,7 @@ def run(config: Fit) -> int:
             existing = None
         # Another rate only takes another of the same scores.
         defaults = {"fit": None, "detector": None, "keypoints": "none", "folds": 0}
+        defaults |= {"whole": False, "keep_background": True}
         if existing is not None and all(
             existing.settings.get(key, default) == settings[key] for key, default in defaults.items()
         ):
@@ -173,6 +184,23 @@ def run(config: Fit) -> int:
         )
     elif config.again and checkpoint.exists():
         shutil.rmtree(checkpoint)
+    options = RasterOptions(antialiased=fit_config.antialiased)
+    surroundings = None
+    if not config.whole and any(is_cluttered(photo) for photo in photos):
+        surroundings = tell_part(photos, scene, fit_config, checkpoint, device, terminal)
+        if surroundings is None:
+            terminal.say(
+                "  no part stands apart at the cameras' common focus: all that the photos show is inspected"
+            )
+        else:
+            photos = cut_photos(photos, surroundings, options)
+            target.mkdir(parents=True, exist_ok=True)
+            write_bytes(target / "part.png", to_bytes(contact_sheet([photo.rgb for photo in photos]), "PNG"))
+            covered = sum(float(photo.alpha.mean()) for photo in photos) / len(photos)
+            terminal.say(
+                f"  the part fills {covered:.0%} of the photos, see {target / 'part.png'}; if it is not that, give masks "
+                "(mask_path in transforms.json) or --whole"
+            )
     what = "fitting splats" if folds == 0 else "fitting splats to all photos"
     with terminal.bar(what, fit_config.steps) as bar:
 
@@ -193,7 +221,7 @@ def run(config: Fit) -> int:
     reference = reference_from_fit(
         name,
         fit,
-        RasterOptions(antialiased=fit_config.antialiased),
+        options,
         fit_config.size_px,
         folder if folder.is_dir() else folder.parent,
         settings,
@@ -209,6 +237,7 @@ def run(config: Fit) -> int:
             unseen=unseen_of(fold_fits, len(photos)) if folds else None,
             detector=detector,
             keypoints=keypoints,
+            surroundings=surroundings if config.keep_background else None,
             on_step=stage.to,
         )
     if checkpoint.exists():
