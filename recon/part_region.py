@@ -191,5 +191,7 @@ def _piece_at_focus(
         return None
     piece = labels == int(weights.argmax())
     # One cell wider where nothing speaks against it: what hangs out of its cell is the part's too.
-    wider: NDArray[np.bool_] = ndimage.binary_dilation(piece, np.ones((3, 3, 3), dtype=bool)) & (near_told > -0.5)
+    wider: NDArray[np.bool_] = ndimage.binary_dilation(piece, np.ones((3, 3, 3), dtype=bool)) & (
+        near_told > -0.5
+    )
     return wider

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from detect.anomaly_map import AnomalyMap
 from detect.defects import Defect, find_defects
+from detect.illumination import fit_illumination, is_other_light
 from detect.verdict import Verdict, decide, no_part_verdict
 from pose.locate import BeliefLimits, LocateConfig, Located, locate
+from pose.residual import Exposure
 from prepare.scene import ViewImage, load_query_image
 from recon.rasterize import RasterOptions, Render, rasterize
 from recon.surroundings import over
@@ -178,16 +180,23 @@ class Inspector:
         options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
         with torch.no_grad():
             render = rasterize(reference.gaussians, camera, background.to(device), options=options)
-            anomaly = loaded.detector.anomaly_map(photo.to(device), image.alpha.to(device), render, camera)
+            compared, exposure = photo, located.exposure
+            notes: tuple[str, ...] = ()
+            if is_other_light(located.exposure):
+                light = fit_illumination(photo, image.alpha, render.rgb.cpu(), render.alpha.cpu())
+                compared, exposure = light.removed(photo, image.alpha, background.cpu()), Exposure()
+                notes = (light.words,)
+            anomaly = loaded.detector.anomaly_map(compared.to(device), image.alpha.to(device), render, camera)
         difficulty = loaded.calibration.difficulty.at(located.nearest_view_deg)
         anomaly = replace(anomaly, score=anomaly.score / difficulty)
         part_px = int(((render.alpha.cpu() > 0.5) | (image.alpha > 0.5)).sum())
         verdict = decide(located, anomaly, part_px, loaded.calibration)
+        verdict = replace(verdict, reasons=(*verdict.reasons, *notes))
         defects: tuple[Defect, ...] = ()
         if verdict.name == "NG":
             threshold = min(loaded.calibration.threshold, anomaly.score) * difficulty
             defects = find_defects(
-                anomaly, threshold, photo, image.alpha, render, reference, camera, located.exposure
+                anomaly, threshold, compared, image.alpha, render, reference, camera, exposure
             )
         times["compare"] = time.perf_counter() - started
         return Inspection(name, verdict, photo, image.alpha, located, render, anomaly, defects, times, lens)
