@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,3 +218,29 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyReference:
 def other_toy_gaussians() -> Gaussians:
     """Another part: other boxes in other colours."""
     return box_splats(OTHER_TOY)
+
+
+@pytest.fixture(scope="session")
+def finished_like_the_toy(toy: Toy) -> Callable[[Gaussians, str, Path], LoadedReference]:
+    """Makes a reference of other splats, seen by some of the toy's cameras, in a folder."""
+    from splatad.reference_dir import finish_reference
+
+    def finish(gaussians: Gaussians, name: str, folder: Path) -> LoadedReference:
+        views = toy.reference.views[::5]
+        photos = [toy.photo(v.camera, noise_seed=500 + i, gaussians=gaussians) for i, v in enumerate(views)]
+        photos = [replace(photo, name=f"{name}_{i}.png") for i, photo in enumerate(photos)]
+        reference = replace(toy.reference, name=name, gaussians=gaussians, views=views)
+        return finish_reference(folder, reference, photos, None)
+
+    return finish
+
+
+@pytest.fixture(scope="session")
+def other_toy(
+    finished_like_the_toy: Callable[..., LoadedReference],
+    other_toy_gaussians: Gaussians,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, LoadedReference]:
+    """The other part's finished reference, its folder and in memory."""
+    folder = tmp_path_factory.mktemp("other") / "other"
+    return folder, finished_like_the_toy(other_toy_gaussians, "other", folder)

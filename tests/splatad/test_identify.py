@@ -10,24 +10,12 @@ from prepare.image import write_image
 from prepare.scene import ViewImage
 from splatad.identify import Identifier
 from splatad.inspector import Inspector
-from splatad.reference_dir import finish_reference
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def finished(toy, gaussians, name, folder):
-    """A reference of other splats seen by some of the toy's cameras."""
-    views = toy.reference.views[::5]
-    photos = tuple(
-        toy.photo(view.camera, noise_seed=500 + i, gaussians=gaussians) for i, view in enumerate(views)
-    )
-    photos = tuple(replace(photo, name=f"{name}_{i}.png") for i, photo in enumerate(photos))
-    reference = replace(toy.reference, name=name, gaussians=gaussians, views=views)
-    return finish_reference(folder, reference, photos, None)
-
-
 @pytest.fixture(scope="module")
-def loaded(toy, other_toy_gaussians, tmp_path_factory):
+def loaded(toy, other_toy, finished_like_the_toy, tmp_path_factory):
     """The toy, another part, and a dark plain block of the toy's outline."""
     black = toy.reference.gaussians
     black = replace(black, sh=torch.full_like(black.sh, 0.0))
@@ -35,8 +23,8 @@ def loaded(toy, other_toy_gaussians, tmp_path_factory):
     made = tmp_path_factory.mktemp("references")
     return {
         "toy": toy.loaded,
-        "other": finished(toy, other_toy_gaussians, "other", made / "other"),
-        "black": finished(toy, black, "black", made / "black"),
+        "other": other_toy[1],
+        "black": finished_like_the_toy(black, "black", made / "black"),
     }
 
 
