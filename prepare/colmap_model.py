@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -26,7 +26,9 @@ MAX_FILE_BYTES = 8 << 30
 _MAX_NAME = 4096
 _TOLERANCE = 1e-3  # how far from 1 a quaternion's length may be
 _CAMERA = struct.Struct("<iiQQ")  # id, model, width, height; the parameters follow
-_IMAGE = struct.Struct("<I7dI")  # id, quaternion wxyz, translation, camera's id; the name follows, then its points
+_IMAGE = struct.Struct(
+    "<I7dI"
+)  # id, quaternion wxyz, translation, camera's id; the name follows, then its points
 _POINT2D_BYTES = 24
 
 # What each parameter is, in the file's order: f is fl_x and fl_y.
@@ -77,7 +79,10 @@ class ColmapModel:
 
 def is_colmap_model(folder: Path) -> bool:
     """True where `folder` holds `cameras` and `images`, both .bin or both .txt."""
-    return any((folder / f"cameras{kind}").is_file() and (folder / f"images{kind}").is_file() for kind in (".bin", ".txt"))
+    return any(
+        (folder / f"cameras{kind}").is_file() and (folder / f"images{kind}").is_file()
+        for kind in (".bin", ".txt")
+    )
 
 
 def read_colmap_model(folder: Path) -> ColmapModel:
@@ -96,7 +101,11 @@ def read_colmap_model(folder: Path) -> ColmapModel:
     images = list((_binary_images if binary else _text_images)(folder / f"images{kind}", lenses))
     images_path = folder / f"images{kind}"
     if not images:
-        _refuse(images_path, "registers no image", "run COLMAP's mapper again, with more overlap between the photos")
+        _refuse(
+            images_path,
+            "registers no image",
+            "run COLMAP's mapper again, with more overlap between the photos",
+        )
     name, times = Counter(image.name for image in images).most_common(1)[0]
     if times > 1:
         _refuse(images_path, f"lists {name[:80]!r} {times} times", "export the model again")
@@ -108,10 +117,14 @@ def read_colmap_model(folder: Path) -> ColmapModel:
     )
 
 
-def _lens(path: Path, where: str, model: str, width: int, height: int, values: tuple[float, ...]) -> ColmapLens:
+def _lens(
+    path: Path, where: str, model: str, width: int, height: int, values: tuple[float, ...]
+) -> ColmapLens:
     names = _PARAMETERS[model]
     if len(values) != len(names):
-        _refuse(path, f"{where} has {len(values)} parameters, {model} has {len(names)}", "export the model again")
+        _refuse(
+            path, f"{where} has {len(values)} parameters, {model} has {len(names)}", "export the model again"
+        )
     named = dict(zip(names, values, strict=True))
     fl_x, fl_y = named.pop("fl_x", None), named.pop("fl_y", None)
     focal = named.pop("f", None)
@@ -178,12 +191,14 @@ class _Bytes:
         try:
             size = path.stat().st_size
             if size > MAX_FILE_BYTES:
-                _refuse(path, f"is {size >> 30} GB, limit {MAX_FILE_BYTES >> 30} GB", "give COLMAP's own file")
+                _refuse(
+                    path, f"is {size >> 30} GB, limit {MAX_FILE_BYTES >> 30} GB", "give COLMAP's own file"
+                )
             self.data = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
 
-    def take(self, form: struct.Struct) -> tuple[float, ...]:
+    def take(self, form: struct.Struct) -> tuple[Any, ...]:
         if self.at + form.size > len(self.data):
             self.truncated()
         self.at += form.size
@@ -209,7 +224,11 @@ class _Bytes:
 
     def end(self) -> None:
         if self.at != len(self.data):
-            _refuse(self.path, "goes on after its last row", f"this is not COLMAP's {self.path.name}: export it again")
+            _refuse(
+                self.path,
+                "goes on after its last row",
+                f"this is not COLMAP's {self.path.name}: export it again",
+            )
 
     def truncated(self) -> NoReturn:
         _refuse(self.path, f"is truncated or not COLMAP's {self.path.name}", "copy it again")

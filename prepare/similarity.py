@@ -42,7 +42,10 @@ def read_dataparser_transforms(path: Path, scene: Path) -> Similarity:
     trained = _similarity(path, "transform", "scale", read_json_object(path))
     json_path = scene / "transforms.json" if scene.is_dir() else scene
     document = read_json_object(json_path) if json_path.is_file() else {}
-    applied = {"applied_transform": document.get("applied_transform"), "applied_scale": document.get("applied_scale")}
+    applied = {
+        "applied_transform": document.get("applied_transform"),
+        "applied_scale": document.get("applied_scale"),
+    }
     if applied["applied_transform"] is not None:
         matrix = _matrix(json_path, "applied_transform", applied["applied_transform"])
         # transform @ applied_transform was written: x_model = s T A x_before, and x_scene = A x_before.

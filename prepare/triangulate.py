@@ -38,7 +38,9 @@ class Triangulated:
     median_track: float  # photos that see a point, median over the points; NaN: no point
 
 
-def triangulate_scene(folder: Path, on_photo: Callable[[int, int], None] | None = None) -> Triangulated | None:
+def triangulate_scene(
+    folder: Path, on_photo: Callable[[int, int], None] | None = None
+) -> Triangulated | None:
     """Triangulated points, written into the prepared scene in `folder` as its initial points; None where it has some already.
 
     Raises: MissingPartError without pycolmap; InputError as `triangulate`, or for a scene that cannot be read.
@@ -48,7 +50,9 @@ def triangulate_scene(folder: Path, on_photo: Callable[[int, int], None] | None 
         return None
     found = triangulate(scene, on_photo)
     write_points(folder / _FILE, found.cloud)
-    write_json(folder / "transforms.json", {**read_json_object(folder / "transforms.json"), "ply_file_path": _FILE})
+    write_json(
+        folder / "transforms.json", {**read_json_object(folder / "transforms.json"), "ply_file_path": _FILE}
+    )
     return found
 
 
@@ -58,7 +62,7 @@ def triangulate(scene: Scene, on_photo: Callable[[int, int], None] | None = None
     Photos are undistorted first, so any lens serves. The same photos give the same points. Some seconds a photo.
     Raises: MissingPartError without pycolmap; InputError for photos that cannot be read or that have no point in common.
     """
-    pycolmap = _pycolmap()
+    pycolmap = find_pycolmap()
     level = pycolmap.logging.minloglevel
     pycolmap.logging.minloglevel = 3  # it tells of every photo and pair
     try:
@@ -166,7 +170,8 @@ def _name(index: int) -> str:
     return f"view_{index:06d}.png"
 
 
-def _pycolmap() -> Any:
+def find_pycolmap() -> Any:
+    """The module pycolmap. Raises: MissingPartError where it is not installed, or too old."""
     try:
         pycolmap = importlib.import_module("pycolmap")
     except ImportError:

@@ -56,7 +56,9 @@ def _quaternion_product(
     return second @ torch.tensor(rows, dtype=second.dtype).T
 
 
-def _turned_harmonics(sh: Float[Tensor, "n k rgb=3"], rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "n k rgb=3"]:
+def _turned_harmonics(
+    sh: Float[Tensor, "n k rgb=3"], rotation: Float[Tensor, "3 3"]
+) -> Float[Tensor, "n k rgb=3"]:
     """Coefficients whose colour towards R d is the old ones' towards d.
 
     A turned harmonic is a sum of those of its own degree; the sum is solved for at fixed directions, exactly up to rounding.

@@ -18,7 +18,16 @@ from prepare.image import image_size
 from prepare.points import read_points, write_points
 from prepare.scene import check_aspect, find_photo, relative_path
 
-_PLACES = ("", "sparse/*", "sparse", "dense/sparse", "dense/*/sparse", "dense/*/sparse/*", "colmap/sparse/*", "colmap/sparse")
+_PLACES = (
+    "",
+    "sparse/*",
+    "sparse",
+    "dense/sparse",
+    "dense/*/sparse",
+    "dense/*/sparse/*",
+    "colmap/sparse/*",
+    "colmap/sparse",
+)
 _LENS = ("camera_model", "fl_x", "fl_y", "cx", "cy", "w", "h")
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 

@@ -77,7 +77,9 @@ def prepare_llff(
     scene_name = name or source.name
     writer = SceneWriter(scene_folder(scene_name), source, "llff", copy, {"images": str(folder)})
     for frame, photo in zip(frames, photos, strict=True):
-        writer.frames.append({"file_path": writer.place(photo, PurePosixPath("images") / photo.name), **frame})
+        writer.frames.append(
+            {"file_path": writer.place(photo, PurePosixPath("images") / photo.name), **frame}
+        )
         progress(scene_name, len(writer.frames), len(frames))
     return [writer.finish(share_intrinsics(writer.frames, _LENS))]
 
@@ -93,7 +95,12 @@ def _read_rows(path: Path) -> np.ndarray:
         raise InputError(f"{path}: is not a whole .npy file ({reason}); copy it again") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: is an archive of arrays, not one; {advice}")
-    if array.ndim != 2 or array.shape[1] != 17 or not 1 <= len(array) <= _MOST_PHOTOS or array.dtype.kind not in "fiu":
+    if (
+        array.ndim != 2
+        or array.shape[1] != 17
+        or not 1 <= len(array) <= _MOST_PHOTOS
+        or array.dtype.kind not in "fiu"
+    ):
         shape = " x ".join(map(str, array.shape))
         raise InputError(f"{path}: must be n x 17 numbers, got {shape} of {array.dtype}; {advice}")
     rows = np.asarray(array, dtype=np.float64)
@@ -111,5 +118,7 @@ def _image_folder(source: Path) -> Path:
         if folder.is_dir() and (match := re.fullmatch(r"images_(\d{1,4})", folder.name))
     }
     if not smaller:
-        raise InputError(f"{source}: has no folder images or images_4; give the folder of the photos with --images")
+        raise InputError(
+            f"{source}: has no folder images or images_4; give the folder of the photos with --images"
+        )
     return smaller[min(smaller)]

@@ -58,7 +58,13 @@ def test_a_quarter_turn_about_z_carries_the_first_band_by_hand() -> None:
     # Band 1 stands for -y, z, -x: what grew towards +x grows towards +y after the turn.
     sh = torch.zeros(1, 4, 3)
     sh[0, 3] = -1.0  # colour grows with +x
-    splats = Gaussians(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[2.0, 0.0, 0.0, 0.0]]), torch.zeros(1, 3), torch.zeros(1), sh)
+    splats = Gaussians(
+        torch.tensor([[1.0, 0.0, 0.0]]),
+        torch.tensor([[2.0, 0.0, 0.0, 0.0]]),
+        torch.zeros(1, 3),
+        torch.zeros(1),
+        sh,
+    )
     turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     there = moved(splats, Similarity(turn, torch.zeros(3, dtype=torch.float64), 2.0))
     torch.testing.assert_close(there.means, torch.tensor([[0.0, 2.0, 0.0]]))
@@ -80,6 +86,8 @@ def test_moving_there_and_back_changes_nothing() -> None:
 @pytest.mark.parametrize("angle", [0.0, 1e-6, 1.0, math.pi - 1e-7, math.pi])
 @pytest.mark.parametrize("axis", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.6, 0.0, -0.8)])
 def test_the_quaternion_of_every_turn_is_found(angle: float, axis: tuple[float, float, float]) -> None:
-    matrix = torch.from_numpy(Rotation.from_rotvec(angle * torch.tensor(axis, dtype=torch.float64).numpy()).as_matrix())
+    matrix = torch.from_numpy(
+        Rotation.from_rotvec(angle * torch.tensor(axis, dtype=torch.float64).numpy()).as_matrix()
+    )
     quaternion = rotation_quaternion(matrix)
     torch.testing.assert_close(rotation_matrices(quaternion), matrix, atol=1e-12, rtol=0)
