@@ -21,7 +21,15 @@ from prepare.scene import load_scene
 from splatad.commands.prepare import Colmap, run
 
 _DATA = Path(os.environ.get("SPLATAD_TESTDATA") or Path(__file__).parents[3] / "shared" / "data")
-_NUMBERS = {"SIMPLE_PINHOLE": 0, "PINHOLE": 1, "SIMPLE_RADIAL": 2, "RADIAL": 3, "OPENCV": 4, "OPENCV_FISHEYE": 5, "FOV": 7}
+_NUMBERS = {
+    "SIMPLE_PINHOLE": 0,
+    "PINHOLE": 1,
+    "SIMPLE_RADIAL": 2,
+    "RADIAL": 3,
+    "OPENCV": 4,
+    "OPENCV_FISHEYE": 5,
+    "FOV": 7,
+}
 _PARAMETERS = {
     "SIMPLE_PINHOLE": (21.0, 8.5, 6.5),
     "PINHOLE": (21.0, 22.0, 8.5, 6.5),
@@ -60,7 +68,10 @@ def _text(folder: Path, cameras: list[str], names: list[str], *, camera_of: Any 
     for index, name in enumerate(names):
         quaternion, translation = _pose(index)
         numbers = " ".join(repr(float(value)) for value in (*quaternion, *translation))
-        lines += [f"{index + 1} {numbers} {camera_of(index)} {name}", "1.0 2.0 -1 3.5 4.5 7" if index % 2 else ""]
+        lines += [
+            f"{index + 1} {numbers} {camera_of(index)} {name}",
+            "1.0 2.0 -1 3.5 4.5 7" if index % 2 else "",
+        ]
     (folder / "images.txt").write_text("# Image list\n" + "\n".join(lines) + "\n")
     (folder / "points3D.txt").write_text("# points\n1 0.5 1 2 255 0 51 0.4 1 0 2 1\n2 1 1 1 0 0 0 0.1\n")
     return folder
@@ -122,7 +133,9 @@ def test_a_point_projects_as_pycolmap_projects_it(tmp_path: Path, form: Any, mod
         ("sparse/0", "."),
     ],
 )
-def test_model_and_photos_are_found_where_colmap_puts_them(tmp_path: Path, form: Any, model: str, photos: str) -> None:
+def test_model_and_photos_are_found_where_colmap_puts_them(
+    tmp_path: Path, form: Any, model: str, photos: str
+) -> None:
     source = tmp_path / "vase"
     names = ["left/a.png", "left/b.png"]
     form(source / model, ["SIMPLE_RADIAL"], names)

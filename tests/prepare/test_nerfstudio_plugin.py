@@ -52,17 +52,24 @@ def _colmap(folder: Path) -> Path:
     (folder / "images").mkdir(parents=True)
     lines = []
     for index in range(3):
-        Image.fromarray(np.full((30, 40, 3), 60 * index, dtype=np.uint8)).save(folder / "images" / f"{index}.png")
-        quaternion = " ".join(map(repr, Rotation.random(random_state=index).as_quat(scalar_first=True).tolist()))
+        Image.fromarray(np.full((30, 40, 3), 60 * index, dtype=np.uint8)).save(
+            folder / "images" / f"{index}.png"
+        )
+        quaternion = " ".join(
+            map(repr, Rotation.random(random_state=index).as_quat(scalar_first=True).tolist())
+        )
         lines += [f"{index + 1} {quaternion} 0.1 {index} 4 {1 + index % 2} {index}.png", ""]
     (folder / "images.txt").write_text("\n".join(lines))
-    (folder / "cameras.txt").write_text("1 OPENCV 40 30 50 51 20 15 .05 .02 .001 .003\n2 SIMPLE_RADIAL 40 30 49 20 15 .05\n")
+    (folder / "cameras.txt").write_text(
+        "1 OPENCV 40 30 50 51 20 15 .05 .02 .001 .003\n2 SIMPLE_RADIAL 40 30 49 20 15 .05\n"
+    )
     return folder
 
 
 def _outputs(folder: Path, **options: Any) -> Any:
     parser = pytest.importorskip(
-        "nerfstudio.data.dataparsers.nerfstudio_dataparser", reason="nerfstudio is not installed (shared/stack.md)"
+        "nerfstudio.data.dataparsers.nerfstudio_dataparser",
+        reason="nerfstudio is not installed (shared/stack.md)",
     )
     config = parser.NerfstudioDataParserConfig(data=folder, eval_mode="all", **options)
     return config.setup().get_dataparser_outputs("train")
@@ -82,7 +89,9 @@ def test_nerfstudios_parser_reads_the_cameras_that_we_read(tmp_path: Path, kind:
         expected = to_opengl_cam_to_world(camera.world_to_cam)[:3]
         torch.testing.assert_close(lens.camera_to_worlds, expected, atol=1e-6, rtol=0)
         numbers = [float(value) for value in (lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height)]
-        assert numbers == pytest.approx([camera.fl_x, camera.fl_y, camera.cx, camera.cy, camera.width, camera.height])
+        assert numbers == pytest.approx(
+            [camera.fl_x, camera.fl_y, camera.cx, camera.cy, camera.width, camera.height]
+        )
         assert view.distortion is not None
         ours = [view.distortion.k1, view.distortion.k2, view.distortion.k3, view.distortion.k4]
         ours += [view.distortion.p1, view.distortion.p2]
@@ -90,7 +99,9 @@ def test_nerfstudios_parser_reads_the_cameras_that_we_read(tmp_path: Path, kind:
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_the_transforms_that_nerfstudio_writes_lead_its_cameras_back_to_ours(tmp_path: Path, prepared: bool) -> None:
+def test_the_transforms_that_nerfstudio_writes_lead_its_cameras_back_to_ours(
+    tmp_path: Path, prepared: bool
+) -> None:
     source = _source(tmp_path / "cup")
     scene = prepare_nerfstudio(source, lambda name: tmp_path / "ws" / name)[0]
     theirs = _outputs(scene if prepared else source)  # its defaults: upright, centred, scaled
@@ -99,11 +110,15 @@ def test_the_transforms_that_nerfstudio_writes_lead_its_cameras_back_to_ours(tmp
     for view, pose in zip(load_scene(scene).views, theirs.cameras.camera_to_worlds.double(), strict=True):
         ours = to_opengl_cam_to_world(view.camera.world_to_cam.double())
         assert float((pose[:, 3] - ours[:3, 3]).norm()) > 0.1  # it did move them
-        torch.testing.assert_close(by.scale * by.rotation @ pose[:, 3] + by.translation, ours[:3, 3], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            by.scale * by.rotation @ pose[:, 3] + by.translation, ours[:3, 3], atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(by.rotation @ pose[:, :3], ours[:3, :3], atol=1e-5, rtol=0)
 
 
-def test_nerfstudio_finds_our_data_parser_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nerfstudio_finds_our_data_parser_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry = pytest.importorskip(
         "nerfstudio.plugins.registry_dataparser", reason="nerfstudio is not installed (shared/stack.md)"
     )
@@ -118,7 +133,9 @@ def test_nerfstudio_finds_our_data_parser_by_its_entry_point(tmp_path: Path, mon
     config.data = prepare_nerfstudio(_source(tmp_path / "cup"), lambda name: tmp_path / "ws" / name)[0]
     config.load_3D_points = False  # the scene has none
     outputs = config.setup().get_dataparser_outputs("train")
-    ours = {view.name: to_opengl_cam_to_world(view.camera.world_to_cam) for view in load_scene(config.data).views}
+    ours = {
+        view.name: to_opengl_cam_to_world(view.camera.world_to_cam) for view in load_scene(config.data).views
+    }
     assert len(outputs.image_filenames) == 8 * 9 // 10 + (8 * 9 % 10 > 0)  # nine tenths train
     for name, pose in zip(outputs.image_filenames, outputs.cameras.camera_to_worlds, strict=True):
         expected = ours[Path(name).relative_to(config.data).as_posix()][:3]

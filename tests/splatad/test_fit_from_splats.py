@@ -20,7 +20,7 @@ from recon.move import moved
 from recon.reference import load_reference
 from splatad.commands.fit import Fit, run
 
-VIEWS = 12
+VIEWS = 8
 
 
 def _export_like_nerfstudio(path: Path, gaussians: Gaussians) -> None:
@@ -57,12 +57,14 @@ def scene(toy: Any, glossy: Gaussians, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("scenes") / "boxes"
     (folder / "images").mkdir(parents=True)
     frames = []
-    for index, photo in enumerate(toy.photos[::3][:VIEWS]):
+    for index, photo in enumerate(toy.photos[::5][:VIEWS]):
         seen = toy.photo(photo.camera, index, glossy)
         rgba = torch.cat([seen.rgb, seen.alpha[..., None]], dim=2)
         colour = (rgba[..., :3] - 1 + rgba[..., 3:]) / rgba[..., 3:].clamp_min(1e-3)  # not over white yet
         rgba[..., :3] = colour.clamp(0, 1)
-        Image.fromarray((rgba * 255).round().to(torch.uint8).numpy()).save(folder / "images" / f"{index:02d}.png")
+        Image.fromarray((rgba * 255).round().to(torch.uint8).numpy()).save(
+            folder / "images" / f"{index:02d}.png"
+        )
         matrix = to_opengl_cam_to_world(photo.camera.world_to_cam.double()).tolist()
         frames.append({"file_path": f"images/{index:02d}.png", "transform_matrix": matrix})
     lens = {"fl_x": 138.9, "fl_y": 138.9, "cx": 50, "cy": 50, "w": 100, "h": 100}
@@ -107,7 +109,9 @@ def test_splats_of_a_nerfstudio_training_become_a_reference(
     assert "already fitted with these settings" in capsys.readouterr().out
 
 
-def test_splats_of_another_world_are_refused_with_the_remedy(glossy: Gaussians, scene: Path, tmp_path: Path) -> None:
+def test_splats_of_another_world_are_refused_with_the_remedy(
+    glossy: Gaussians, scene: Path, tmp_path: Path
+) -> None:
     ply, _ = _model_world(tmp_path, glossy)
     with pytest.raises(InputError, match=r"do not stand in the scene's world.*--dataparser-transforms"):
         run(_fit(scene, ply, tmp_path / "ws"))
