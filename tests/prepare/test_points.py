@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prepare.errors import InputError
-from prepare.points import PointCloud, read_points, write_points
+from prepare.points import MAX_POINTS, PointCloud, read_points, write_points
 
 _DATA = Path(os.environ.get("SPLATAD_TESTDATA") or Path(__file__).parents[3] / "shared" / "data")
 _XYZ = "property float x\nproperty float y\nproperty float z\n"
