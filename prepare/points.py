@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prepare.atomic_write import write_bytes
 from prepare.errors import InputError
 
 MAX_POINTS = 50_000_000
@@ -59,6 +60,23 @@ def read_points(path: Path) -> PointCloud:
         torch.from_numpy(positions.astype(np.float32)),
         None if colours is None else torch.from_numpy(colours.astype(np.float32).clip(0.0, 1.0)),
     )
+
+
+def write_points(path: Path, cloud: PointCloud) -> None:
+    """Write `cloud` to a binary `.ply`, atomically: x y z as float32, colours (where known) as bytes."""
+    fields = [(axis, "<f4") for axis in "xyz"]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(cloud.positions)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    if cloud.colours is not None:
+        fields += [(name, "u1") for name in _COLOURS]
+        header += [f"property uchar {name}" for name in _COLOURS]
+    rows = np.empty(len(cloud.positions), dtype=np.dtype(fields))
+    for column, axis in enumerate("xyz"):
+        rows[axis] = cloud.positions[:, column].numpy()
+    if cloud.colours is not None:
+        for column, name in enumerate(_COLOURS):
+            rows[name] = (cloud.colours[:, column].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    write_bytes(path, ("\n".join([*header, "end_header", ""])).encode("ascii") + rows.tobytes())
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def load_query_image(
     """
     if camera is not None:
         width, height = image_size(path)
-        _check_aspect(path, (width, height), (camera.width, camera.height))
+        check_aspect(path, (width, height), (camera.width, camera.height))
         camera = camera.resized(width, height)
     return _load(path, None, camera, distortion, longest_px)
 
@@ -201,12 +201,13 @@ def _load(
 def _mask_of_size(path: Path, width: int, height: int) -> Tensor:
     mask = read_mask_share(path)
     if mask.shape != (height, width):
-        _check_aspect(path, (mask.shape[1], mask.shape[0]), (width, height))
+        check_aspect(path, (mask.shape[1], mask.shape[0]), (width, height))
         mask = resize(mask[..., None], width, height)[..., 0]
     return mask
 
 
-def _check_aspect(path: Path, size: tuple[int, int], wanted: tuple[int, int]) -> None:
+def check_aspect(path: Path, size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Raises: InputError where a photo of `size` px (width, height) is not its camera's of `wanted` px, scaled."""
     ratio = (size[0] / size[1]) / (wanted[0] / wanted[1])
     # Half a pixel of rounding on either side of a small picture is no other aspect.
     tolerance = _ASPECT_TOLERANCE + 0.5 / min(*size, *wanted)
@@ -312,6 +313,11 @@ def find_photo(folder: Path, listed: PurePosixPath) -> PurePosixPath | None:
     return None
 
 
+def is_photo(path: Path) -> bool:
+    """Whether a file's name is a photo's that we read, by its suffix; hidden files are none."""
+    return path.suffix.lower() in _PHOTO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
 def _scene_json(folder_or_json: Path) -> Path:
     if folder_or_json.is_file():
         return folder_or_json
@@ -386,7 +392,7 @@ def _read_lens(
         got = f"{listed_width} and {listed_height}"
         _refuse(json_path, f"{where} w and h must be whole numbers of pixels, got {got}", "correct them")
     if (width, height) != (true_width, true_height):
-        _check_aspect(image_path, (true_width, true_height), (width, height))
+        check_aspect(image_path, (true_width, true_height), (width, height))
 
     for key in ("camera_angle_x", "camera_angle_y"):
         if not 0 < number(key, 1.0) < math.pi:

@@ -281,6 +281,40 @@ def fit_photos(
         torch.set_num_threads(threads)
 
 
+def fit_of_splats(
+    photos: Sequence[Photo], config: FitConfig, gaussians: Gaussians, device: torch.device | None = None
+) -> Fit:
+    """Splats fitted elsewhere as a fit of `photos`, taken as they are and measured; all photos count as fitted ones.
+
+    Raises: InputError for fewer than two photos, or where the splats explain the photos no better than one plain colour each.
+    """
+    if len(photos) < 2:
+        raise InputError(
+            f"{len(photos)} photo: a reference needs two at least, from different sides; add photos"
+        )
+    started = time.perf_counter()
+    device = device or torch.device("cpu")
+    options = RasterOptions(antialiased=config.antialiased)
+    exposure = torch.zeros(2, 3)
+    views = tuple(_measure(photo, gaussians.to(device), options, False, exposure, None) for photo in photos)
+    found = sum(view.quality.part_psnr for view in views) / len(views)
+    plain = sum(_plain_psnr(photo) for photo in photos) / len(photos)
+    if found <= plain:
+        raise InputError(
+            f"the splats render the part at {found:.1f} dB, one plain colour a photo would at {plain:.1f}: they do not stand in "
+            "the scene's world; for nerfstudio's splats give its --dataparser-transforms"
+        )
+    volume = common_volume([photo.camera for photo in photos])
+    return Fit(gaussians, views, volume, "splats given", 0, time.perf_counter() - started)
+
+
+def _plain_psnr(photo: Photo) -> float:
+    """dB over the part of its own mean colour."""
+    weight = photo.alpha if photo.valid is None else photo.alpha * photo.valid
+    mean = (photo.rgb * weight[..., None]).sum((0, 1)) / weight.sum().clamp_min(1e-6)
+    return psnr(mean.expand_as(photo.rgb), photo.rgb, weight)
+
+
 def _fit(
     photos: Sequence[Photo],
     config: FitConfig,

@@ -15,6 +15,8 @@ _LENS = (
     "camera_model", "is_fisheye", "fl_x", "fl_y", "cx", "cy", "w", "h", "k1", "k2", "k3", "k4", "p1", "p2",
     "camera_angle_x", "camera_angle_y",
 )  # fmt: skip
+# The last two say how the world was turned after structure from motion; dataparser_transforms.json counts from before that.
+_KEPT = ("scale_to_mm", "applied_transform", "applied_scale")
 
 
 def prepare_nerfstudio(
@@ -64,7 +66,7 @@ def prepare_nerfstudio(
         writer, source, lambda: progress(scene_name, len(writer.frames) + len(writer.queries), total)
     )
 
-    header = {key: document[key] for key in (*_LENS, "scale_to_mm") if document.get(key) is not None}
+    header = {key: document[key] for key in (*_LENS, *_KEPT) if document.get(key) is not None}
     if points_path is not None:
         header["ply_file_path"] = writer.place(
             points_path, PurePosixPath("points" + points_path.suffix.lower())

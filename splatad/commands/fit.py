@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import recon.fit
     from recon.fit import Fit as SplatFit
+    from recon.gaussians import Gaussians
 
 # Nothing here imports torch: the command line reads this class to print its help.
 
@@ -35,6 +36,11 @@ class Fit:
     """Name of the reference; the scene's if not given."""
     workspace: Path | None = None
     """Where references are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    from_splats: Path | None = None
+    """Take the splats of this .ply (3DGS's layout, in the scene's world) as they are instead of fitting any."""
+    dataparser_transforms: Path | None = None
+    """With --from-splats of a nerfstudio training: the dataparser_transforms.json beside its config.yml, which leads from the
+    world of its model back to the scene's."""
     preset: Literal["fast", "default", "best"] = "default"
     """How much time to spend: fast for a first look, best for the record. The flags below override it."""
     steps: int | None = None
@@ -99,6 +105,7 @@ def run(config: Fit) -> int:
     from prepare.scene import load_scene
     from recon.fit import (
         FitProgress,
+        fit_of_splats,
         fit_photos,
         held_out_indices,
         initial_cloud,
@@ -120,6 +127,7 @@ def run(config: Fit) -> int:
     folder = find_scene(workspace, config.class_, config.scene)
     device = choose_device(config.device)
     scene = load_scene(folder)
+    given = _given_splats(config, folder)
     name = config.name or scene.name
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"--name {name!r}: give a plain name, it becomes a folder in the workspace")
@@ -144,6 +152,7 @@ def run(config: Fit) -> int:
         "folds": folds,
         "whole": config.whole,
         "keep_background": config.keep_background,
+        **({} if given is None else {"from_splats": given.source}),
     }
     target = workspace.reference(name)
     leave_cores_to_the_kernel(device)
@@ -154,10 +163,11 @@ def run(config: Fit) -> int:
         except InputError:
             existing = None
         # Another rate only takes another of the same scores.
-        defaults = {"fit": None, "detector": None, "keypoints": "none", "folds": 0}
+        defaults = {"fit": None, "detector": None, "keypoints": "none", "folds": 0, "from_splats": None}
         defaults |= {"whole": False, "keep_background": True}
         if existing is not None and all(
-            existing.settings.get(key, default) == settings[key] for key, default in defaults.items()
+            existing.settings.get(key, default) == settings.get(key, default)
+            for key, default in defaults.items()
         ):
             held = load_calibration(target / CALIBRATION)
             calibration = held
@@ -177,7 +187,7 @@ def run(config: Fit) -> int:
     started = time.perf_counter()
     photos = read_photos(scene, fit_config.size_px, terminal)
     checkpoint = target / "checkpoint"
-    step = resumable_step(checkpoint)
+    step = resumable_step(checkpoint) if given is None else None
     if step is not None and not config.again:
         terminal.say(
             f"going on from step {step} of an earlier run (used only if its photos and settings are the same)"
@@ -186,7 +196,7 @@ def run(config: Fit) -> int:
         shutil.rmtree(checkpoint)
     options = RasterOptions(antialiased=fit_config.antialiased)
     surroundings = None
-    if not config.whole and any(is_cluttered(photo) for photo in photos):
+    if given is None and not config.whole and any(is_cluttered(photo) for photo in photos):
         surroundings = tell_part(photos, scene, fit_config, checkpoint, device, terminal)
         if surroundings is None:
             terminal.say(
@@ -202,19 +212,22 @@ def run(config: Fit) -> int:
                 "(mask_path in transforms.json) or --whole"
             )
     what = "fitting splats" if folds == 0 else "fitting splats to all photos"
-    with terminal.bar(what, fit_config.steps) as bar:
+    with terminal.bar(what if given is None else "measuring the splats", fit_config.steps) as bar:
 
         def show(progress: FitProgress) -> None:
             bar.to(progress.step, f"{progress.splats:,} splats  {progress.psnr:.1f} dB", progress.steps)
 
-        fit = fit_photos(
-            photos,
-            fit_config,
-            cloud=initial_cloud(scene),
-            checkpoint=checkpoint,
-            device=device,
-            on_progress=show,
-        )
+        if given is not None:
+            fit = fit_of_splats(photos, fit_config, given.gaussians, device)
+        else:
+            fit = fit_photos(
+                photos,
+                fit_config,
+                cloud=initial_cloud(scene),
+                checkpoint=checkpoint,
+                device=device,
+                on_progress=show,
+            )
     fold_fits: list[SplatFit] = []
     if folds:
         fold_fits = fit_folds(scene, photos, fit_config, folds, checkpoint, device, terminal)
@@ -244,10 +257,8 @@ def run(config: Fit) -> int:
         shutil.rmtree(checkpoint)
 
     seconds = time.perf_counter() - started
-    terminal.say(
-        f"{name}: {len(fit.gaussians):,} splats from {len(photos)} photos in {seconds:.0f} s, {fit.steps} steps "
-        f"({fit.initial_source})"
-    )
+    how = f"{fit.steps} steps ({fit.initial_source})" if given is None else f"splats of {config.from_splats}"
+    terminal.say(f"{name}: {len(fit.gaussians):,} splats from {len(photos)} photos in {seconds:.0f} s, {how}")
     terminal.say(f"  {_quality(fold_fits or [fit])}")
     terminal.say(f"  threshold {loaded.calibration.threshold:.3g}: {loaded.calibration.note}")
     terminal.say(f"  written to {target}; {target / 'splats.ply'} opens in any splat viewer")
@@ -255,10 +266,53 @@ def run(config: Fit) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Splats that were fitted elsewhere, in the scene's world."""
+
+    gaussians: Gaussians
+    source: str  # what they were read from, for the record and to know them again
+
+
+def _given_splats(config: Fit, scene: Path) -> _Given | None:
+    """The splats of --from-splats; None without.
+
+    Raises: InputError for files that cannot be used, UsageError for flags that do not go with it.
+    """
+    import hashlib
+
+    from prepare.errors import UsageError
+    from prepare.similarity import read_dataparser_transforms
+    from recon.move import moved
+    from recon.ply import read_splats
+
+    if config.from_splats is None:
+        if config.dataparser_transforms is not None:
+            raise UsageError("--dataparser-transforms: belongs to the splats of --from-splats; give both")
+        return None
+    idle = ("steps", "splats", "sh_degree", "held_out_every", "exposure", "folds")
+    for field in idle:
+        if getattr(config, field):
+            raise UsageError(
+                f"--{field.replace('_', '-')}: nothing is fitted with --from-splats; leave it out"
+            )
+    gaussians = read_splats(config.from_splats)
+    files = [config.from_splats]
+    if config.dataparser_transforms is not None:
+        files.append(config.dataparser_transforms)
+        gaussians = moved(gaussians, read_dataparser_transforms(config.dataparser_transforms, scene))
+    source = ", ".join(
+        f"{file.name} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files
+    )
+    return _Given(gaussians, source)
+
+
 def _folds(config: Fit, photos: int) -> int:
     """How many folds to cross-fit, each of two photos at least; 0 for none. Raises: UsageError for a silly number."""
     from prepare.errors import UsageError
 
+    if config.from_splats is not None:
+        return 0
     if config.folds is None:
         wanted = 0 if config.preset == "fast" or config.held_out_every is not None else USUAL_FOLDS
         return wanted if photos >= 2 * wanted else 0
@@ -302,7 +356,7 @@ def _fit_config(config: Fit, folds: int):
         if overrides.get(field, least) < least:
             raise UsageError(f"--{field.replace('_', '-')} {overrides[field]}: must be {least} at least")
     base = preset(config.preset)
-    if folds:
+    if folds or config.from_splats is not None:
         overrides["held_out_every"] = 0
     if "splats" in overrides and overrides["splats"] < base.initial_splats:
         overrides["initial_splats"] = overrides["splats"]

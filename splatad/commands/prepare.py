@@ -42,6 +42,9 @@ class NerfSynthetic:
     """Folder with transforms_train.json and, if there, transforms_val.json and transforms_test.json."""
     name: str | None = None
     """The scene's name in the workspace; the folder's if not given."""
+    triangulate: bool = False
+    """Where the scene has no points to start splats from, find some: features matched between the photos and triangulated
+    with the cameras as they are (the extra photos; seconds to minutes). Better than none for photos without a mask."""
     workspace: Path | None = None
     """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     copy: bool = False
@@ -58,6 +61,49 @@ class Nerfstudio:
     """The scene's name in the workspace; the folder's if not given."""
     points: Path | None = None
     """Coloured points in the cameras' world (.ply, or COLMAP's points3D.bin or .txt) instead of transforms.json's."""
+    triangulate: bool = False
+    """Where the scene has no points to start splats from, find some: features matched between the photos and triangulated
+    with the cameras as they are (the extra photos; seconds to minutes). Better than none for photos without a mask."""
+    workspace: Path | None = None
+    """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
+@dataclass(frozen=True)
+class Colmap:
+    """Photos with their cameras in COLMAP's sparse model, binary or text, one camera for all photos or one each."""
+
+    data: Path
+    """A COLMAP project's folder: the model is looked for in it, sparse, sparse/0, dense/0/sparse and colmap/sparse/0."""
+    name: str | None = None
+    """The scene's name in the workspace; the folder's if not given."""
+    images: Path | None = None
+    """Folder of the photos the model was made from; else `images` beside the model."""
+    model: Path | None = None
+    """Folder with cameras, images and points3D (.bin or .txt) instead of the one found: that with the most photos."""
+    triangulate: bool = False
+    """Where the scene has no points to start splats from, find some: features matched between the photos and triangulated
+    with the cameras as they are (the extra photos; seconds to minutes). Better than none for photos without a mask."""
+    workspace: Path | None = None
+    """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
+@dataclass(frozen=True)
+class Llff:
+    """Photos with their cameras in LLFF's poses_bounds.npy."""
+
+    data: Path
+    """Folder with poses_bounds.npy and images (or images_4, images_8, ...)."""
+    name: str | None = None
+    """The scene's name in the workspace; the folder's if not given."""
+    images: Path | None = None
+    """Folder of the photos, one for each row of poses_bounds.npy, in the order of their names."""
+    triangulate: bool = False
+    """Where the scene has no points to start splats from, find some: features matched between the photos and triangulated
+    with the cameras as they are (the extra photos; seconds to minutes). Better than none for photos without a mask."""
     workspace: Path | None = None
     """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     copy: bool = False
@@ -68,19 +114,26 @@ Command = (
     Annotated[MadSim, tyro.conf.subcommand(name="mad-sim")]
     | Annotated[NerfSynthetic, tyro.conf.subcommand(name="nerf-synthetic")]
     | Annotated[Nerfstudio, tyro.conf.subcommand(name="nerfstudio")]
+    | Annotated[Colmap, tyro.conf.subcommand(name="colmap")]
+    | Annotated[Llff, tyro.conf.subcommand(name="llff")]
 )
 
 
-def run(config: MadSim | NerfSynthetic | Nerfstudio) -> int:
+def run(config: MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff) -> int:
     """0 once every scene is written and a summary is printed.
 
-    Raises: InputError for data that cannot be used; nothing half-written then counts as a scene.
+    Raises: InputError for data that cannot be used, MissingPartError for --triangulate without pycolmap; nothing half-written
+    then counts as a scene.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from splatad.workspace import open_workspace
 
+    if not isinstance(config, MadSim) and config.triangulate:
+        from prepare.triangulate import find_pycolmap
+
+        find_pycolmap()  # says now, not after the photos are placed, that it is missing
     workspace = open_workspace(config.workspace)
     console = Console(soft_wrap=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -93,9 +146,12 @@ def run(config: MadSim | NerfSynthetic | Nerfstudio) -> int:
             bar.update(tasks[name], completed=done)
 
         folders = _prepare(config, workspace.scene, progress)
+        triangulated = _triangulated(config, folders, progress)
     for folder in folders:
         for line in _summary(folder):
             console.print(line, markup=False)
+    for line in triangulated:
+        console.print(line, markup=False)
     follow_up = f"splatad fit --class {folders[0].name}"
     if config.workspace is not None:
         follow_up += f" --workspace {config.workspace}"
@@ -104,7 +160,7 @@ def run(config: MadSim | NerfSynthetic | Nerfstudio) -> int:
 
 
 def _prepare(
-    config: MadSim | NerfSynthetic | Nerfstudio,
+    config: MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff,
     scene_folder: Callable[[str], Path],
     progress: Callable[[str, int, int], None],
 ) -> list[Path]:
@@ -127,11 +183,58 @@ def _prepare(
         return prepare_nerf_synthetic(
             config.data, scene_folder, name=config.name, copy=config.copy, progress=progress
         )
+    if isinstance(config, Colmap):
+        from prepare.datasets.colmap import prepare_colmap
+
+        return prepare_colmap(
+            config.data,
+            scene_folder,
+            name=config.name,
+            images=config.images,
+            model=config.model,
+            copy=config.copy,
+            progress=progress,
+        )
+    if isinstance(config, Llff):
+        from prepare.datasets.llff import prepare_llff
+
+        return prepare_llff(
+            config.data,
+            scene_folder,
+            name=config.name,
+            images=config.images,
+            copy=config.copy,
+            progress=progress,
+        )
     from prepare.datasets.nerfstudio import prepare_nerfstudio
 
     return prepare_nerfstudio(
         config.data, scene_folder, name=config.name, points=config.points, copy=config.copy, progress=progress
     )
+
+
+def _triangulated(
+    config: MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff,
+    folders: list[Path],
+    progress: Callable[[str, int, int], None],
+) -> list[str]:
+    """What --triangulate found, a line a scene; nothing without it."""
+    if isinstance(config, MadSim) or not config.triangulate:
+        return []
+    from prepare.triangulate import triangulate_scene
+
+    lines = []
+    for folder in folders:
+        found = triangulate_scene(
+            folder, lambda done, total: progress("reading photos to triangulate", done, total)
+        )
+        lines.append(
+            "  not triangulated: the scene has points of its own"
+            if found is None
+            else f"  triangulated: {len(found.cloud.positions)} points with a median reprojection error of"
+            f" {found.median_error_px:.2f} px, each seen in {found.median_track:.0f} photos"
+        )
+    return lines
 
 
 def _summary(folder: Path) -> list[str]:

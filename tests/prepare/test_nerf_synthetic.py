@@ -134,6 +134,8 @@ def _nerfstudio(folder: Path) -> Path:
         "k1": 0.05,
         "ply_file_path": "cloud.ply",
         "scale_to_mm": 12.5,
+        "applied_transform": [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]],
+        "applied_scale": 1.5,
         "frames": frames,
     }
     (folder / "transforms.json").write_text(json.dumps(document))
@@ -153,6 +155,13 @@ def test_a_foreign_scene_reads_the_same_after_preparing(tmp_path: Path, by_file:
     assert before.missing == ("images/1.png",) == read_missing(folder)
     assert after.missing == ()
     assert after.scale_to_mm == 12.5
+    listed = json.loads((folder / "transforms.json").read_text())
+    assert listed["applied_transform"] == [
+        [1, 0, 0, 0],
+        [0, 0, 1, 0],
+        [0, -1, 0, 0],
+    ]  # nerfstudio goes by them
+    assert listed["applied_scale"] == 1.5
     assert after.points_path is not None
     assert after.points_path.resolve() == source / "cloud.ply"
     for old, new in zip(before.views, after.views, strict=True):

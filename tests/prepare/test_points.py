@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prepare.errors import InputError
-from prepare.points import MAX_POINTS, read_points
+from prepare.points import MAX_POINTS, PointCloud, read_points, write_points
 
 _DATA = Path(os.environ.get("SPLATAD_TESTDATA") or Path(__file__).parents[3] / "shared" / "data")
 _XYZ = "property float x\nproperty float y\nproperty float z\n"
@@ -163,3 +163,18 @@ def test_real_clouds_have_the_counts_their_headers_announce() -> None:
     cloud = read_points(_DATA / "plush" / "points3D.ply")
     assert cloud.positions.shape == (25784, 3)
     assert np.isfinite(cloud.positions.numpy()).all()
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_points_written_are_read_back(tmp_path: Path, coloured: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.randn(50, 3, generator=generator)
+    colours = torch.rand(50, 3, generator=generator) if coloured else None
+    write_points(tmp_path / "cloud.ply", PointCloud(positions, colours))
+    back = read_points(tmp_path / "cloud.ply")
+    assert torch.equal(back.positions, positions)
+    if colours is None:
+        assert back.colours is None
+    else:
+        assert back.colours is not None
+        torch.testing.assert_close(back.colours, colours, atol=0.5 / 255 + 1e-6, rtol=0)

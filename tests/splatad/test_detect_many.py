@@ -138,7 +138,10 @@ def test_a_photo_of_none_of_the_references_is_cannot_tell_with_the_nearest(works
     assert (document["reference"], document["verdict"], document["threshold"]) == (None, "CANNOT TELL", None)
     assert document["score"] is None
     assert (
-        (out / "verdicts.csv").read_text("utf-8").splitlines()[1].startswith("a.png,,CANNOT TELL,,0,0,,False,")
+        (out / "verdicts.csv")
+        .read_text("utf-8")
+        .splitlines()[1]
+        .startswith("a.png,,CANNOT TELL,,0,0,,False,")
     )
     assert document["nearest_reference"] == "toy"  # twins are told apart by name alone
     assert document["reasons"][0].startswith("none of the 2 references: the nearest is toy, but ")
