@@ -69,6 +69,9 @@ class Scene:
     points_path: Path | None  # coloured points in world coordinates
     missing: tuple[str, ...]  # listed but not there, by name: photos, masks, points
     scale_to_mm: float | None  # millimetres per world unit, > 0; None where unknown
+    appearance: Literal["colour", "shape"] = (
+        "colour"  # shape: the photos' colours are not the part's (a bare CAD file)
+    )
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,13 @@ def load_scene(folder_or_json: Path) -> Scene:
     else:
         queries = _read_queries(folder / "queries.json", missing)
 
+    appearance = document.get("appearance", "colour")
+    if appearance not in ("colour", "shape"):
+        _refuse(
+            json_path,
+            f"appearance must be colour or shape, got {_shown(appearance)}",
+            "correct it or leave it out",
+        )
     scale = document.get("scale_to_mm")
     if scale is not None and _number(json_path, "scale_to_mm", scale) <= 0:
         _refuse(json_path, f"scale_to_mm must be above 0, got {scale}", "correct it or leave it out")
@@ -115,6 +125,7 @@ def load_scene(folder_or_json: Path) -> Scene:
         points_path=_optional_file(json_path, "ply_file_path", document.get("ply_file_path"), missing),
         missing=tuple(dict.fromkeys(missing)),
         scale_to_mm=None if scale is None else float(scale),
+        appearance="shape" if appearance == "shape" else "colour",
     )
 
 

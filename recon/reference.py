@@ -74,6 +74,11 @@ class Reference:
             torch.stack([(v.camera.centre - self.volume.centre).norm() for v in self.views]).median()
         )
 
+    @property
+    def shape_only(self) -> bool:
+        """Whether its colours mean nothing and photos are compared by their outline (`recon.appearance`)."""
+        return self.settings.get("appearance") == "shape"
+
     def nearest_view_deg(self, camera: Camera) -> float:
         """Angle at the part's centre between `camera` and the nearest fitted view (any, where all are held out), degrees."""
         direction = torch.nn.functional.normalize(camera.centre - self.volume.centre, dim=0)

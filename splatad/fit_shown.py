@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from prepare.scene import Scene
+from recon.appearance import one_colour
 from recon.fit import Fit, FitConfig, FitProgress, Photo, cross_fit, fit_photos, initial_cloud, load_photo
 from recon.part_region import find_part
 from recon.rasterize import RasterOptions
@@ -61,6 +63,12 @@ def cut_photos(photos: list[Photo], surroundings: Surroundings, options: RasterO
         cut_out(photo, surroundings.alpha(photo.camera, options)) if is_cluttered(photo) else photo
         for photo in photos
     ]
+
+
+def without_colour(fits: list[Fit], photos: list[Photo]) -> list[Fit]:
+    """`fits` with splats of the one colour that their photos' silhouettes are painted in."""
+    background = torch.stack([photo.background for photo in photos]).median(dim=0).values
+    return [replace(fit, gaussians=one_colour(fit.gaussians, background)) for fit in fits]
 
 
 def fit_folds(

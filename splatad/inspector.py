@@ -19,12 +19,16 @@ from detect.verdict import Verdict, decide, no_part_verdict
 from pose.locate import BeliefLimits, LocateConfig, Located, locate
 from pose.residual import Exposure
 from prepare.scene import ViewImage, load_query_image
+from recon.appearance import flattened
 from recon.rasterize import RasterOptions, Render, rasterize
 from recon.surroundings import over
 from splatad.lens import LensMode, QueryLens, query_lens
 from splatad.pose_output import pose_document
 from splatad.reference_dir import LoadedReference, load_whole_reference
 
+SHAPE_ONLY = (
+    "the reference has no colours of its own: only the part's outline was compared, nothing inside it"
+)
 # Surroundings reach beyond every frame and have no outline.
 IN_SURROUNDINGS = BeliefLimits(least_overlap=0.0, least_in_frame=0.0)
 
@@ -132,6 +136,13 @@ class Inspector:
         """
         return self.judge(name, image, self.locate(image, lens), seconds, lens)
 
+    def compared(self, image: ViewImage) -> Float[Tensor, "height width rgb=3"]:
+        """What of `image` is held against the reference: the photo over its background, or its silhouette alone."""
+        background = self.loaded.reference.background.cpu()
+        if self.loaded.reference.shape_only:
+            return flattened(image.alpha, background)
+        return over_background(image, background)
+
     def config_for(self, lens: QueryLens | None) -> LocateConfig:
         """How to seek the camera of a photo through `lens`: its focal length is solved along where it is a guess."""
         if lens is None or not lens.fit_focal:
@@ -147,7 +158,7 @@ class Inspector:
             reference,
             loaded.index,
             loaded.levels,
-            over_background(image, reference.background),
+            self.compared(image),
             image.alpha,
             image.camera,
             background=reference.background,
@@ -180,9 +191,11 @@ class Inspector:
         options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
         with torch.no_grad():
             render = rasterize(reference.gaussians, camera, background.to(device), options=options)
-            compared, exposure = photo, located.exposure
+            compared, exposure = self.compared(image), located.exposure
             notes: tuple[str, ...] = ()
-            if is_other_light(located.exposure):
+            if reference.shape_only:
+                notes = (SHAPE_ONLY,)
+            elif is_other_light(located.exposure):
                 light = fit_illumination(photo, image.alpha, render.rgb.cpu(), render.alpha.cpu())
                 compared, exposure = light.removed(photo, image.alpha, background.cpu()), Exposure()
                 notes = (light.words,)

@@ -221,7 +221,7 @@ def other_toy_gaussians() -> Gaussians:
 
 
 @pytest.fixture(scope="session")
-def finished_like_the_toy(toy: Toy) -> Callable[[Gaussians, str, Path], LoadedReference]:
+def finished_like_the_toy(toy: ToyReference) -> Callable[[Gaussians, str, Path], LoadedReference]:
     """Makes a reference of other splats, seen by some of the toy's cameras, in a folder."""
     from splatad.reference_dir import finish_reference
 

@@ -143,8 +143,9 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
     from detect.detectors import LEARNED, RULE, detector_name
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
+    from recon.appearance import flattened_photo
     from recon.fit import FitConfig, unseen_of
-    from splatad.fit_shown import cut_photos, fit_folds, read_photos
+    from splatad.fit_shown import cut_photos, fit_folds, read_photos, without_colour
     from splatad.reference_dir import calibrate_reference, load_whole_reference
 
     loaded: LoadedReference = load_whole_reference(folder, device)
@@ -167,6 +168,9 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
     features = loaded.calibration.detector.partition("+")[2]
     checkpoints = folder / "cross-fit"
     fits = fit_folds(scene, photos, fit_config, config.folds, checkpoints, device, terminal)
+    if reference.shape_only:
+        fits = without_colour(fits, photos)
+        photos = [flattened_photo(photo) for photo in photos]
     with terminal.stages() as stage:
         detector, calibration = calibrate_reference(
             reference,

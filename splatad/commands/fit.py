@@ -51,6 +51,9 @@ class Fit:
     """Longer side to which photos are scaled down, px; defects smaller than a pixel then are lost."""
     sh_degree: Literal[0, 1, 2, 3] | None = None
     """Degree of the view-dependent colour: 0 matt, 3 glossy."""
+    appearance: Literal["auto", "colour", "shape"] = "auto"
+    """Whether the reference's colours are the part's. shape: only its outline is compared, for references without colours of
+    their own (a bare CAD file) and photos on a plain background. auto: as the prepared scene says, else colour."""
     whole: bool = False
     """Inspect all that cluttered photos show. Else the part is told from its surroundings, where photos have no masks and no
     plain background: by a fit of everything, the cameras' common focus and the surface that the part rests on."""
@@ -103,6 +106,7 @@ def run(config: Fit) -> int:
     from prepare.atomic_write import write_bytes
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
+    from recon.appearance import flattened_photo
     from recon.fit import (
         FitProgress,
         fit_of_splats,
@@ -115,7 +119,7 @@ def run(config: Fit) -> int:
     from recon.rasterize import RasterOptions
     from recon.reference import load_reference, reference_from_fit
     from recon.surroundings import is_cluttered
-    from splatad.fit_shown import cut_photos, fit_folds, read_photos, tell_part
+    from splatad.fit_shown import cut_photos, fit_folds, read_photos, tell_part, without_colour
     from splatad.pictures import contact_sheet, to_bytes
     from splatad.reference_dir import CALIBRATION, choose_device, find_scene, finish_reference
     from splatad.run_record import run_settings
@@ -146,10 +150,12 @@ def run(config: Fit) -> int:
     if keypoints is not None:  # likewise
         extractor(keypoints)
         pnp_solver()
+    appearance = config.appearance if config.appearance != "auto" else scene.appearance
     settings = run_settings(fit_config, device) | {
         "detector": detector,
         "keypoints": config.keypoints,
         "folds": folds,
+        "appearance": appearance,
         "whole": config.whole,
         "keep_background": config.keep_background,
         **({} if given is None else {"from_splats": given.source}),
@@ -163,7 +169,14 @@ def run(config: Fit) -> int:
         except InputError:
             existing = None
         # Another rate only takes another of the same scores.
-        defaults = {"fit": None, "detector": None, "keypoints": "none", "folds": 0, "from_splats": None}
+        defaults = {
+            "fit": None,
+            "detector": None,
+            "keypoints": "none",
+            "folds": 0,
+            "from_splats": None,
+            "appearance": "colour",
+        }
         defaults |= {"whole": False, "keep_background": True}
         if existing is not None and all(
             existing.settings.get(key, default) == settings.get(key, default)
@@ -231,6 +244,9 @@ def run(config: Fit) -> int:
     fold_fits: list[SplatFit] = []
     if folds:
         fold_fits = fit_folds(scene, photos, fit_config, folds, checkpoint, device, terminal)
+    if appearance == "shape":
+        fit, *fold_fits = without_colour([fit, *fold_fits], photos)
+        photos = [flattened_photo(photo) for photo in photos]
     reference = reference_from_fit(
         name,
         fit,
