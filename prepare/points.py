@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prepare.atomic_write import write_bytes
 from prepare.errors import InputError
 
 MAX_POINTS = 50_000_000
@@ -59,6 +60,27 @@ def read_points(path: Path) -> PointCloud:
         torch.from_numpy(positions.astype(np.float32)),
         None if colours is None else torch.from_numpy(colours.astype(np.float32).clip(0.0, 1.0)),
     )
+
+
+def write_points(path: Path, cloud: PointCloud) -> None:
+    """Write a binary `.ply` file atomically: float positions and, where there are any, 8-bit colours.
+
+    Raises: InputError where the file cannot be written.
+    """
+    fields = [(axis, "<f4") for axis in "xyz"]
+    if cloud.colours is not None:
+        fields += [(colour, "u1") for colour in _COLOURS]
+    vertices = np.empty(len(cloud.positions), dtype=np.dtype(fields))
+    for column, axis in enumerate("xyz"):
+        vertices[axis] = cloud.positions[:, column].numpy()
+    if cloud.colours is not None:
+        levels = cloud.colours.clamp(0, 1).mul(255).round().byte().numpy()
+        for column, colour in enumerate(_COLOURS):
+            vertices[colour] = levels[:, column]
+    kinds = {"<f4": "float", "u1": "uchar"}
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    header += [f"property {kinds[kind]} {name}" for name, kind in fields] + ["end_header", ""]
+    write_bytes(path, "\n".join(header).encode("ascii") + vertices.tobytes())
 
 
 @dataclass(frozen=True)

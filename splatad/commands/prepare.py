@@ -64,14 +64,42 @@ class Nerfstudio:
     """Copy the photos instead of linking to them."""
 
 
+@dataclass(frozen=True)
+class Photos:
+    """Plain photos of a part, or a video round it: the cameras are found by structure from motion (pycolmap)."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Folder of photos (20 to 60 all round the part, in steps of about 10 degrees), or a video file."""
+    name: str | None = None
+    """The scene's name in the workspace; the folder's or the video's if not given."""
+    frames: int = 120
+    """Frames to take from a video: the sharpest of as many equal stretches."""
+    queries: Path | None = None
+    """Folder of photos to inspect; a subfolder's name is its photos' label (good, or a defect's type)."""
+    length_mm: float | None = None
+    """A known length on the part or beside it, in mm; --between says where."""
+    between: tuple[str, ...] = ()
+    """The two ends of that length as PHOTO:u,v:u2,v2, in px from the photo's top left corner. Marked in two or more photos
+    they are triangulated; in one, their depth is that of the points found beside them."""
+    scale_to_mm: float | None = None
+    """Instead: millimetres per unit of the scene (a third of the median camera's distance)."""
+    keep_all: bool = False
+    """Use blurred photos and doubles too."""
+    workspace: Path | None = None
+    """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
 Command = (
     Annotated[MadSim, tyro.conf.subcommand(name="mad-sim")]
     | Annotated[NerfSynthetic, tyro.conf.subcommand(name="nerf-synthetic")]
     | Annotated[Nerfstudio, tyro.conf.subcommand(name="nerfstudio")]
+    | Annotated[Photos, tyro.conf.subcommand(name="photos")]
 )
 
 
-def run(config: MadSim | NerfSynthetic | Nerfstudio) -> int:
+def run(config: MadSim | NerfSynthetic | Nerfstudio | Photos) -> int:
     """0 once every scene is written and a summary is printed.
 
     Raises: InputError for data that cannot be used; nothing half-written then counts as a scene.
@@ -104,7 +132,7 @@ def run(config: MadSim | NerfSynthetic | Nerfstudio) -> int:
 
 
 def _prepare(
-    config: MadSim | NerfSynthetic | Nerfstudio,
+    config: MadSim | NerfSynthetic | Nerfstudio | Photos,
     scene_folder: Callable[[str], Path],
     progress: Callable[[str, int, int], None],
 ) -> list[Path]:
@@ -127,6 +155,22 @@ def _prepare(
         return prepare_nerf_synthetic(
             config.data, scene_folder, name=config.name, copy=config.copy, progress=progress
         )
+    if isinstance(config, Photos):
+        from prepare.datasets.photos import prepare_photos
+
+        return prepare_photos(
+            config.data,
+            scene_folder,
+            name=config.name,
+            copy=config.copy,
+            frames=config.frames,
+            queries=config.queries,
+            length_mm=config.length_mm,
+            between=config.between,
+            scale_to_mm=config.scale_to_mm,
+            keep_all=config.keep_all,
+            progress=progress,
+        )
     from prepare.datasets.nerfstudio import prepare_nerfstudio
 
     return prepare_nerfstudio(
@@ -135,7 +179,7 @@ def _prepare(
 
 
 def _summary(folder: Path) -> list[str]:
-    from prepare.datasets.scene_folder import read_missing
+    from prepare.datasets.scene_folder import read_missing, read_summary
     from prepare.scene import load_scene
 
     scene = load_scene(folder)
@@ -153,6 +197,7 @@ def _summary(folder: Path) -> list[str]:
         lines.append(f"  known of the queries: {true_masks} defect masks, {poses} true cameras")
     if scene.points_path is not None:
         lines.append(f"  points: {scene.points_path.name}")
+    lines.extend(f"  {line}" for line in read_summary(folder))
     missing = read_missing(folder)
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
