@@ -38,6 +38,7 @@ Progress = Callable[[str, int, int], None]
 _STATE_VERSION = 1
 _RETRIEVAL_FEATURES = 1000  # of each photo, for finding look-alikes
 _CHUNKS = 40  # of the list of pairs: progress is told, and an interrupted run goes on, from one to the next
+_LEAST_INLIERS = 15  # of a pair that counts as verified: COLMAP's own
 _OPENCV_FROM = 10  # photos of one lens from which on its tangential distortion can be told too
 
 
@@ -322,9 +323,7 @@ class _Work:
         database = self.colmap.Database.open(str(self.database))
         features = []
         for index in range(count):
-            scale = np.asarray(self.colmap.keypoints_to_matrix(database.read_keypoints(index + 1))).reshape(
-                -1, 4
-            )
+            scale = np.asarray(database.read_keypoints(index + 1)).reshape(-1, 4)
             largest = np.argsort(-scale[:, 2], kind="stable")[:_RETRIEVAL_FEATURES]
             data = np.asarray(database.read_descriptors(index + 1).data).reshape(-1, 128)[largest]
             features.append(torch.nn.functional.normalize(torch.from_numpy(data.astype(np.float32)), dim=1))
@@ -363,7 +362,9 @@ class _Work:
         options = self.colmap.IncrementalPipelineOptions()
         options.min_model_size = 2
         options.extract_colors = False  # ours: COLMAP would read the photos as they lie
-        options.num_threads = _threads()
+        options.num_threads = options.mapper.num_threads = (
+            1  # with two, sums and so cameras vary; it gains nothing
+        )
         for part in (options, options.mapper, options.triangulation):
             part.random_seed = self.config.seed
         if lenient:
@@ -391,7 +392,8 @@ class _Work:
         self.progress("cameras, all at once", 0, len(self.photos))
         self.colmap.calibrate_view_graph(str(copy))
         options = self.colmap.GlobalPipelineOptions()
-        options.num_threads = _threads()
+        options.num_threads = options.mapper.num_threads = 1
+        options.mapper.bundle_adjustment.ceres.solver_options.num_threads = 1
         for part in (
             options,
             options.mapper,
@@ -414,7 +416,8 @@ class _Work:
     def _verified_pairs(self) -> int:
         database = self.colmap.Database.open(str(self.database))
         try:
-            return int(database.num_verified_image_pairs())
+            _, inliers = database.read_two_view_geometry_num_inliers()
+            return sum(count >= _LEAST_INLIERS for count in inliers)
         finally:
             database.close()
 

@@ -31,7 +31,18 @@ from prepare.scene import load_scene, read_json_object
 from prepare.structure_from_motion import load_colmap
 
 REPO = Path(__file__).resolve().parents[1]
-HEADINGS = ("set", "photos", "registered", "deg median", "95 %", "most", "position % median", "95 %", "most", "s")
+HEADINGS = (
+    "set",
+    "photos",
+    "registered",
+    "deg median",
+    "95 %",
+    "most",
+    "position % median",
+    "95 %",
+    "most",
+    "s",
+)
 
 
 @dataclass(frozen=True)
@@ -125,14 +136,23 @@ def run_set(name: str, options: Options, work: Path, console: Console) -> Row:
     folder = options.data / name
     photos, read_truth = SETS[name]
     start = time.perf_counter()
-    (scene,) = prepare_photos(folder / photos, lambda scene_name: work / "scenes" / scene_name, name=f"{name}_sfm")
+    (scene,) = prepare_photos(
+        folder / photos, lambda scene_name: work / "scenes" / scene_name, name=f"{name}_sfm"
+    )
     seconds = time.perf_counter() - start
     record = read_json_object(scene / "prepare.json")
     turn, position = camera_errors(cameras_of(scene), read_truth(folder))
     for line in record["summary"]:
         console.print(f"  {name}: {line}", markup=False)
     return Row(
-        name, record["photos"], record["registered"], turn, position, seconds, record["mapper"], record["summary"]
+        name,
+        record["photos"],
+        record["registered"],
+        turn,
+        position,
+        seconds,
+        record["mapper"],
+        record["summary"],
     )
 
 

@@ -61,6 +61,8 @@ def prepare_photos(
     between: Sequence[str] = (),
     scale_to_mm: float | None = None,
     keep_all: bool = False,
+    kind: str = "photos",
+    defect_mask: Callable[[PurePosixPath], Path | None] = lambda query: None,
     sfm: SfmConfig | None = None,
     progress: Progress = no_progress,
 ) -> list[Path]:
@@ -69,7 +71,8 @@ def prepare_photos(
 
     Blurred photos and doubles are left out unless `keep_all`. `queries` is a folder of photos to inspect, labelled by
     its subfolders. `length_mm` is the distance of the two points that each of `between` marks (see `known_length`);
-    `scale_to_mm` gives the unit in mm instead. What is found is told in prepare.json, in words under "summary".
+    `scale_to_mm` gives the unit in mm instead. `kind` is the command's name, and `defect_mask` finds the true defect of a
+    photo to inspect, for datasets that have them. What is found is told in prepare.json, in words under "summary".
     Raises: UsageError for flags that do not fit together; MissingPartError without pycolmap, or without the plugin that
     a video or HEIC needs; InputError for photos that cannot be read or do not fit together.
     """
@@ -90,7 +93,7 @@ def prepare_photos(
 
     scene_name = name or source.stem
     found: dict[str, Any] = {}
-    writer = SceneWriter(scene_folder(scene_name), source, "photos", copy, found)
+    writer = SceneWriter(scene_folder(scene_name), source, kind, copy, found)
 
     def report(what: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(f"{scene_name}: {what}", done, total)
@@ -147,11 +150,12 @@ def prepare_photos(
         assert queries is not None
         where = PurePosixPath("queries") / relative
         path = _readable(queries.resolve() / relative, writer.folder / where)
+        mask = defect_mask(relative)
         writer.queries.append(
             {
                 "file_path": _placed(writer, path, where),
                 "label": relative.parts[0] if len(relative.parts) > 1 else "",
-                "mask_path": None,
+                "mask_path": None if mask is None else writer.place(mask, _mask_name(where, mask)),
             }
         )
     cloud = _cloud(reconstruction, placement)
@@ -248,6 +252,10 @@ def _placed(writer: SceneWriter, path: Path, where: PurePosixPath) -> str:
     if path.is_relative_to(writer.folder):
         return path.relative_to(writer.folder).as_posix()
     return writer.place(path, where)
+
+
+def _mask_name(query: PurePosixPath, mask: Path) -> PurePosixPath:
+    return PurePosixPath("ground_truth") / query.relative_to("queries").with_suffix(mask.suffix)
 
 
 def _check_enough(data: Path, count: int, kept: Sequence[str], dropped: Sequence[Dropped]) -> None:

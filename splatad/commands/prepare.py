@@ -91,15 +91,30 @@ class Photos:
     """Copy the photos instead of linking to them."""
 
 
+@dataclass(frozen=True)
+class MadReal:
+    """The classes of MAD-Real: photos without cameras, which are found by structure from motion (pycolmap)."""
+
+    data: Path
+    """Folder with the classes, or one class: a folder with train, test and ground_truth."""
+    class_: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
+    """Classes to prepare; all of them if none is given."""
+    workspace: Path | None = None
+    """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
 Command = (
     Annotated[MadSim, tyro.conf.subcommand(name="mad-sim")]
     | Annotated[NerfSynthetic, tyro.conf.subcommand(name="nerf-synthetic")]
     | Annotated[Nerfstudio, tyro.conf.subcommand(name="nerfstudio")]
     | Annotated[Photos, tyro.conf.subcommand(name="photos")]
+    | Annotated[MadReal, tyro.conf.subcommand(name="mad-real")]
 )
 
 
-def run(config: MadSim | NerfSynthetic | Nerfstudio | Photos) -> int:
+def run(config: MadSim | NerfSynthetic | Nerfstudio | Photos | MadReal) -> int:
     """0 once every scene is written and a summary is printed.
 
     Raises: InputError for data that cannot be used; nothing half-written then counts as a scene.
@@ -132,7 +147,7 @@ def run(config: MadSim | NerfSynthetic | Nerfstudio | Photos) -> int:
 
 
 def _prepare(
-    config: MadSim | NerfSynthetic | Nerfstudio | Photos,
+    config: MadSim | NerfSynthetic | Nerfstudio | Photos | MadReal,
     scene_folder: Callable[[str], Path],
     progress: Callable[[str, int, int], None],
 ) -> list[Path]:
@@ -170,6 +185,12 @@ def _prepare(
             scale_to_mm=config.scale_to_mm,
             keep_all=config.keep_all,
             progress=progress,
+        )
+    if isinstance(config, MadReal):
+        from prepare.datasets.mad_real import prepare_mad_real
+
+        return prepare_mad_real(
+            config.data, scene_folder, classes=config.class_ or None, copy=config.copy, progress=progress
         )
     from prepare.datasets.nerfstudio import prepare_nerfstudio
 

@@ -20,7 +20,9 @@ def _photo(name: str, position: list[float], points: torch.Tensor) -> PosedPhoto
     up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
     world_to_cam = look_at(torch.tensor(position).double(), torch.zeros(3).double(), up)
     camera = Camera(world_to_cam, 500.0, 510.0, 320.0, 235.0, 640, 480)
-    photo = PosedPhoto(name, Path(name), camera, _LENS, torch.zeros(0, 2).double(), torch.zeros(0, dtype=torch.int64))
+    photo = PosedPhoto(
+        name, Path(name), camera, _LENS, torch.zeros(0, 2).double(), torch.zeros(0, dtype=torch.int64)
+    )
     return replace(photo, observed_px=_seen(photo, points), observed=torch.arange(len(points)))
 
 
@@ -40,7 +42,11 @@ def reconstruction() -> Reconstruction:
     points = torch.stack([x.flatten(), y.flatten(), torch.zeros(81).double()], dim=1)
     photos = tuple(
         _photo(name, position, points)
-        for name, position in {"a/1.jpg": [2.0, 0.5, 1.5], "a/2.jpg": [0.3, 2.0, 2.0], "b/2.jpg": [-1.5, -1.0, 2.5]}.items()
+        for name, position in {
+            "a/1.jpg": [2.0, 0.5, 1.5],
+            "a/2.jpg": [0.3, 2.0, 2.0],
+            "b/2.jpg": [-1.5, -1.0, 2.5],
+        }.items()
     )
     return Reconstruction(photos, points, torch.zeros(81, 3), 0.5, "incremental", 3, ())
 
@@ -54,7 +60,9 @@ def test_ends_marked_in_two_photos_are_triangulated(reconstruction: Reconstructi
     assert measured.off_px < 1e-3
 
 
-def test_ends_marked_in_one_photo_lie_on_the_plane_of_the_points_beside_them(reconstruction: Reconstruction) -> None:
+def test_ends_marked_in_one_photo_lie_on_the_plane_of_the_points_beside_them(
+    reconstruction: Reconstruction,
+) -> None:
     measured = measure(reconstruction, [Mark("1.jpg", _seen(reconstruction.photos[0], _ENDS))])
     assert measured.length == pytest.approx(float((_ENDS[0] - _ENDS[1]).norm()), rel=0.01)
     assert measured.off_px is None
@@ -92,14 +100,18 @@ def test_a_pixel_far_from_every_point_asks_for_a_second_photo(reconstruction: Re
 @pytest.mark.parametrize(
     ("name", "message"), [("c.jpg", "none of the registered photos"), ("2.jpg", "several photos' name")]
 )
-def test_a_photo_must_be_one_of_the_registered(reconstruction: Reconstruction, name: str, message: str) -> None:
+def test_a_photo_must_be_one_of_the_registered(
+    reconstruction: Reconstruction, name: str, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         measure(reconstruction, [Mark(name, torch.tensor([[1.0, 1.0], [9.0, 9.0]], dtype=torch.float64))])
 
 
 def test_a_point_outside_the_photo_is_refused(reconstruction: Reconstruction) -> None:
     with pytest.raises(UsageError, match="outside the photo of 640 x 480"):
-        measure(reconstruction, [Mark("1.jpg", torch.tensor([[1.0, 1.0], [9.0, 481.0]], dtype=torch.float64))])
+        measure(
+            reconstruction, [Mark("1.jpg", torch.tensor([[1.0, 1.0], [9.0, 481.0]], dtype=torch.float64))]
+        )
 
 
 def test_a_mark_is_a_photo_and_two_points() -> None:
@@ -108,7 +120,10 @@ def test_a_mark_is_a_photo_and_two_points() -> None:
     assert mark.ends_px.tolist() == [[10.0, 20.5], [30.0, 40.0]]
 
 
-@pytest.mark.parametrize("text", ["", "a.jpg", "a.jpg:1,2", "a.jpg:1,2:3", "a.jpg:1,2:1,2", ":1,2:3,4", "a.jpg:1,x:3,4", "a:nan,1:2,3"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "a.jpg", "a.jpg:1,2", "a.jpg:1,2:3", "a.jpg:1,2:1,2", ":1,2:3,4", "a.jpg:1,x:3,4", "a:nan,1:2,3"],
+)
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(UsageError, match=r"such as IMG_1\.jpg:812,440:1033,462"):
         parse_mark(text)

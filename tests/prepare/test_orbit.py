@@ -28,10 +28,7 @@ def _direction(azimuth_deg: float, elevation_deg: float) -> torch.Tensor:
 def _ring(azimuths: list[float], elevation_deg: float, radius: float = 2.0) -> torch.Tensor:
     """Level cameras that look at _CENTRE."""
     return torch.stack(
-        [
-            look_at(_CENTRE + radius * _direction(azimuth, elevation_deg), _CENTRE, _UP)
-            for azimuth in azimuths
-        ]
+        [look_at(_CENTRE + radius * _direction(azimuth, elevation_deg), _CENTRE, _UP) for azimuth in azimuths]
     )
 
 
@@ -41,7 +38,9 @@ def _centres(world_to_cam: torch.Tensor) -> torch.Tensor:
 
 def test_the_focus_is_where_the_cameras_look_though_one_looks_elsewhere() -> None:
     cameras = _ring([0, 40, 80, 120, 160, 200], 30)
-    cameras[3] = look_at(_CENTRE + 2 * _direction(120, 30), _CENTRE + torch.tensor([0.0, 0.0, 1.5]).double(), _UP)
+    cameras[3] = look_at(
+        _CENTRE + 2 * _direction(120, 30), _CENTRE + torch.tensor([0.0, 0.0, 1.5]).double(), _UP
+    )
 
     focus = common_focus(_centres(cameras), cameras[:, 2, :3])
 
@@ -51,7 +50,10 @@ def test_the_focus_is_where_the_cameras_look_though_one_looks_elsewhere() -> Non
 
 def test_cameras_that_look_apart_or_side_by_side_have_no_focus() -> None:
     side_by_side = torch.stack(
-        [look_at(torch.tensor([x, 0.0, 0.0]).double(), torch.tensor([x, 9.0, 0.0]).double(), _UP) for x in range(5)]
+        [
+            look_at(torch.tensor([x, 0.0, 0.0]).double(), torch.tensor([x, 9.0, 0.0]).double(), _UP)
+            for x in range(5)
+        ]
     )
     assert common_focus(_centres(side_by_side), side_by_side[:, 2, :3]) is None
 
@@ -60,7 +62,9 @@ def test_cameras_that_look_apart_or_side_by_side_have_no_focus() -> None:
 
 
 @pytest.mark.parametrize("elevations", [(20.0,), (-60.0, 0.0, 80.0)])
-def test_up_is_across_the_horizons_of_level_photos_though_some_are_on_edge(elevations: tuple[float, ...]) -> None:
+def test_up_is_across_the_horizons_of_level_photos_though_some_are_on_edge(
+    elevations: tuple[float, ...],
+) -> None:
     cameras = torch.cat([_ring([0, 30, 60, 90, 120, 150], elevation) for elevation in elevations])
     on_edge = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     cameras[2, :3, :3] = on_edge @ cameras[2, :3, :3]
@@ -93,13 +97,18 @@ def test_a_placed_world_has_z_up_the_focus_at_the_origin_and_the_unit() -> None:
     assert torch.allclose(_centres(placed), expected, atol=1e-9)
     assert torch.allclose(placement.place_points(point)[0], UNIT / 7.0 * _UP, atol=1e-9)
     rotation = placed[:, :3, :3]
-    assert torch.allclose(rotation @ rotation.transpose(1, 2), torch.eye(3).double().expand(6, 3, 3), atol=1e-12)
+    assert torch.allclose(
+        rotation @ rotation.transpose(1, 2), torch.eye(3).double().expand(6, 3, 3), atol=1e-12
+    )
     assert torch.allclose(placed[:, 2, :3], -expected / UNIT, atol=1e-9)  # they look at the origin
 
 
 def test_cameras_without_a_focus_are_placed_about_the_points() -> None:
     cameras = torch.stack(
-        [look_at(torch.tensor([x, 0.0, 0.0]).double(), torch.tensor([x, 9.0, 0.0]).double(), _UP) for x in range(5)]
+        [
+            look_at(torch.tensor([x, 0.0, 0.0]).double(), torch.tensor([x, 9.0, 0.0]).double(), _UP)
+            for x in range(5)
+        ]
     )
     points = torch.tensor([[2.0, 5.0, 0.0], [2.0, 6.0, 1.0], [2.0, 7.0, -1.0]], dtype=torch.float64)
     placement = place(cameras, points)

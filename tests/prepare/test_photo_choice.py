@@ -50,7 +50,10 @@ def test_of_doubles_the_sharper_one_stays_and_a_small_change_is_no_double(tmp_pa
     kept, dropped = choose_photos(look_at_photos(_folder(tmp_path, photos), lambda done: None))
 
     assert kept == ["b.png", "c.png", "d.png"]
-    assert {one.name: one.reason for one in dropped} == {"a.png": "double of b.png", "e.png": "double of c.png"}
+    assert {one.name: one.reason for one in dropped} == {
+        "a.png": "double of b.png",
+        "e.png": "double of c.png",
+    }
 
 
 def test_a_damaged_photo_is_left_out_and_the_reason_names_it(tmp_path: Path) -> None:
@@ -80,7 +83,9 @@ def test_sharpness_does_not_change_with_exposure_and_falls_with_blur() -> None:
     assert sharpness(soft) < 0.5 * sharpness(noise)
     assert sharpness(torch.full((8, 8), 0.5)) == 0.0
     # White noise: the Laplacian's variance is the sum of its squared weights, 16 + 4.
-    assert sharpness(torch.randn(600, 600, generator=torch.Generator().manual_seed(1))) == pytest.approx(20, rel=0.02)
+    assert sharpness(torch.randn(600, 600, generator=torch.Generator().manual_seed(1))) == pytest.approx(
+        20, rel=0.02
+    )
 
 
 def test_a_photo_that_cannot_be_read_raises_alone(tmp_path: Path) -> None:
