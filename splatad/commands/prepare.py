@@ -105,16 +105,31 @@ class MadReal:
     """Copy the photos instead of linking to them."""
 
 
+@dataclass(frozen=True)
+class Piad:
+    """The classes of PIAD (synt or real), with the cameras and masks they bring, else with our own."""
+
+    data: Path
+    """Folder with the classes, or one class: a folder with train, test, ground_truth and mostly transforms.json."""
+    class_: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
+    """Classes to prepare; all of them if none is given."""
+    workspace: Path | None = None
+    """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
 Command = (
     Annotated[MadSim, tyro.conf.subcommand(name="mad-sim")]
     | Annotated[NerfSynthetic, tyro.conf.subcommand(name="nerf-synthetic")]
     | Annotated[Nerfstudio, tyro.conf.subcommand(name="nerfstudio")]
     | Annotated[Photos, tyro.conf.subcommand(name="photos")]
     | Annotated[MadReal, tyro.conf.subcommand(name="mad-real")]
+    | Annotated[Piad, tyro.conf.subcommand(name="piad")]
 )
 
 
-def run(config: MadSim | NerfSynthetic | Nerfstudio | Photos | MadReal) -> int:
+def run(config: MadSim | NerfSynthetic | Nerfstudio | Photos | MadReal | Piad) -> int:
     """0 once every scene is written and a summary is printed.
 
     Raises: InputError for data that cannot be used; nothing half-written then counts as a scene.
@@ -147,7 +162,7 @@ def run(config: MadSim | NerfSynthetic | Nerfstudio | Photos | MadReal) -> int:
 
 
 def _prepare(
-    config: MadSim | NerfSynthetic | Nerfstudio | Photos | MadReal,
+    config: MadSim | NerfSynthetic | Nerfstudio | Photos | MadReal | Piad,
     scene_folder: Callable[[str], Path],
     progress: Callable[[str, int, int], None],
 ) -> list[Path]:
@@ -190,6 +205,12 @@ def _prepare(
         from prepare.datasets.mad_real import prepare_mad_real
 
         return prepare_mad_real(
+            config.data, scene_folder, classes=config.class_ or None, copy=config.copy, progress=progress
+        )
+    if isinstance(config, Piad):
+        from prepare.datasets.piad import prepare_piad
+
+        return prepare_piad(
             config.data, scene_folder, classes=config.class_ or None, copy=config.copy, progress=progress
         )
     from prepare.datasets.nerfstudio import prepare_nerfstudio
