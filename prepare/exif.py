@@ -1,4 +1,4 @@
-"""The focal length that a camera wrote into its photo's EXIF data."""
+"""What a camera wrote about its lens into its photo's EXIF data."""
 
 from __future__ import annotations
 
@@ -40,20 +40,45 @@ def focal_from_exif(path: Path) -> float | None:
     Raises: InputError as `image_size`.
     Source: the tags, CIPA DC-008 (Exif 2.32) 4.6.5; the diagonal, CIPA DCG-001 (guideline for noting specifications).
     """
+    found = _tags(path)
+    if found is None:
+        return None
+    _, tags, (width, height) = found
+    for focal in (_from_film(tags, width, height), _from_sensor(tags, width, height)):
+        if focal is not None and LEAST_FOCAL <= focal / max(width, height) <= MOST_FOCAL:
+            return focal
+    return None
+
+
+def lens_from_exif(path: Path) -> str | None:
+    """Camera and focal length as EXIF tells them, the same for photos through one lens at one zoom; None where it
+    tells neither.
+
+    Raises: InputError as `image_size`.
+    """
+    found = _tags(path)
+    if found is None:
+        return None
+    base, tags, _ = found
+    names = [" ".join(str(base.get(tag, "")).split("\0")[0].split()) for tag in (_TAG.Make, _TAG.Model)]
+    lengths = [_positive(tags.get(tag)) for tag in (_TAG.FocalLength, _TAG.FocalLengthIn35mmFilm)]
+    if not any(names) and not any(lengths):
+        return None
+    return " ".join([*names, *("?" if length is None else f"{length:.2f}" for length in lengths)]).strip()
+
+
+def _tags(path: Path) -> tuple[Mapping[int, Any], Mapping[int, Any], tuple[int, int]] | None:
+    """The file's main EXIF tags, those of its EXIF block and its stored size in px; None where it has none to trust."""
     with _opened(path, MAX_PIXELS) as image:
-        width, height = image.size
         # As in `image_size`: a PNG would be decoded whole to look for EXIF data behind its pixels.
         if image.format == "PNG" and "exif" not in image.info:
             return None
         try:
             with warnings.catch_warnings(action="ignore"):  # Pillow tells of every damaged tag
-                tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
+                exif = image.getexif()
+                return dict(exif), dict(exif.get_ifd(ExifTags.IFD.Exif)), image.size
         except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, EOFError, struct.error):
             return None  # the photo may be good though its EXIF data is damaged
-    for focal in (_from_film(tags, width, height), _from_sensor(tags, width, height)):
-        if focal is not None and LEAST_FOCAL <= focal / max(width, height) <= MOST_FOCAL:
-            return focal
-    return None
 
 
 def _from_film(tags: Mapping[int, Any], width: int, height: int) -> float | None:

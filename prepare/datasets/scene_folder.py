@@ -115,6 +115,11 @@ def read_missing(scene_folder: Path) -> tuple[str, ...]:
     return tuple(str(name) for name in missing)
 
 
+def read_summary(scene_folder: Path) -> tuple[str, ...]:
+    """What its preparation has to say about a scene, line by line; nothing for most kinds."""
+    return tuple(str(line) for line in read_json_object(scene_folder / RECORD).get("summary", []))
+
+
 def intrinsics(width: int, height: int, fl_x: float, fl_y: float) -> dict[str, Any]:
     """nerfstudio's keys for a pinhole camera whose principal point is the image's centre; lengths in px."""
     return {

@@ -110,16 +110,76 @@ class Llff:
     """Copy the photos instead of linking to them."""
 
 
+@dataclass(frozen=True)
+class Photos:
+    """Plain photos of a part, or a video round it: the cameras are found by structure from motion (pycolmap)."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """Folder of photos (20 to 60 all round the part, in steps of about 10 degrees), or a video file."""
+    name: str | None = None
+    """The scene's name in the workspace; the folder's or the video's if not given."""
+    frames: int = 120
+    """Frames to take from a video: the sharpest of as many equal stretches."""
+    queries: Path | None = None
+    """Folder of photos to inspect; a subfolder's name is its photos' label (good, or a defect's type)."""
+    length_mm: float | None = None
+    """A known length on the part or beside it, in mm; --between says where."""
+    between: tuple[str, ...] = ()
+    """The two ends of that length as PHOTO:u,v:u2,v2, in px from the photo's top left corner. Marked in two or more photos
+    they are triangulated; in one, their depth is that of the points found beside them."""
+    scale_to_mm: float | None = None
+    """Instead: millimetres per unit of the scene (a third of the median camera's distance)."""
+    keep_all: bool = False
+    """Use blurred photos and doubles too."""
+    workspace: Path | None = None
+    """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
+@dataclass(frozen=True)
+class MadReal:
+    """The classes of MAD-Real: photos without cameras, which are found by structure from motion (pycolmap)."""
+
+    data: Path
+    """Folder with the classes, or one class: a folder with train, test and ground_truth."""
+    class_: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
+    """Classes to prepare; all of them if none is given."""
+    workspace: Path | None = None
+    """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
+@dataclass(frozen=True)
+class Piad:
+    """The classes of PIAD (synt or real), with the cameras and masks they bring, else with our own."""
+
+    data: Path
+    """Folder with the classes, or one class: a folder with train, test, ground_truth and mostly transforms.json."""
+    class_: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
+    """Classes to prepare; all of them if none is given."""
+    workspace: Path | None = None
+    """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
 Command = (
     Annotated[MadSim, tyro.conf.subcommand(name="mad-sim")]
     | Annotated[NerfSynthetic, tyro.conf.subcommand(name="nerf-synthetic")]
     | Annotated[Nerfstudio, tyro.conf.subcommand(name="nerfstudio")]
     | Annotated[Colmap, tyro.conf.subcommand(name="colmap")]
     | Annotated[Llff, tyro.conf.subcommand(name="llff")]
+    | Annotated[Photos, tyro.conf.subcommand(name="photos")]
+    | Annotated[MadReal, tyro.conf.subcommand(name="mad-real")]
+    | Annotated[Piad, tyro.conf.subcommand(name="piad")]
 )
 
+Source = MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff | Photos | MadReal | Piad
 
-def run(config: MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff) -> int:
+
+def run(config: Source) -> int:
     """0 once every scene is written and a summary is printed.
 
     Raises: InputError for data that cannot be used, MissingPartError for --triangulate without pycolmap; nothing half-written
@@ -130,7 +190,7 @@ def run(config: MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff) -> int:
 
     from splatad.workspace import open_workspace
 
-    if not isinstance(config, MadSim) and config.triangulate:
+    if isinstance(config, Nerfstudio | NerfSynthetic | Colmap | Llff) and config.triangulate:
         from prepare.triangulate import find_pycolmap
 
         find_pycolmap()  # says now, not after the photos are placed, that it is missing
@@ -160,7 +220,7 @@ def run(config: MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff) -> int:
 
 
 def _prepare(
-    config: MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff,
+    config: Source,
     scene_folder: Callable[[str], Path],
     progress: Callable[[str, int, int], None],
 ) -> list[Path]:
@@ -206,6 +266,34 @@ def _prepare(
             copy=config.copy,
             progress=progress,
         )
+    if isinstance(config, Photos):
+        from prepare.datasets.photos import prepare_photos
+
+        return prepare_photos(
+            config.data,
+            scene_folder,
+            name=config.name,
+            copy=config.copy,
+            frames=config.frames,
+            queries=config.queries,
+            length_mm=config.length_mm,
+            between=config.between,
+            scale_to_mm=config.scale_to_mm,
+            keep_all=config.keep_all,
+            progress=progress,
+        )
+    if isinstance(config, MadReal):
+        from prepare.datasets.mad_real import prepare_mad_real
+
+        return prepare_mad_real(
+            config.data, scene_folder, classes=config.class_ or None, copy=config.copy, progress=progress
+        )
+    if isinstance(config, Piad):
+        from prepare.datasets.piad import prepare_piad
+
+        return prepare_piad(
+            config.data, scene_folder, classes=config.class_ or None, copy=config.copy, progress=progress
+        )
     from prepare.datasets.nerfstudio import prepare_nerfstudio
 
     return prepare_nerfstudio(
@@ -214,12 +302,12 @@ def _prepare(
 
 
 def _triangulated(
-    config: MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff,
+    config: Source,
     folders: list[Path],
     progress: Callable[[str, int, int], None],
 ) -> list[str]:
     """What --triangulate found, a line a scene; nothing without it."""
-    if isinstance(config, MadSim) or not config.triangulate:
+    if not isinstance(config, Nerfstudio | NerfSynthetic | Colmap | Llff) or not config.triangulate:
         return []
     from prepare.triangulate import triangulate_scene
 
@@ -238,7 +326,7 @@ def _triangulated(
 
 
 def _summary(folder: Path) -> list[str]:
-    from prepare.datasets.scene_folder import read_missing
+    from prepare.datasets.scene_folder import read_missing, read_summary
     from prepare.scene import load_scene
 
     scene = load_scene(folder)
@@ -256,6 +344,7 @@ def _summary(folder: Path) -> list[str]:
         lines.append(f"  known of the queries: {true_masks} defect masks, {poses} true cameras")
     if scene.points_path is not None:
         lines.append(f"  points: {scene.points_path.name}")
+    lines.extend(f"  {line}" for line in read_summary(folder))
     missing = read_missing(folder)
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
