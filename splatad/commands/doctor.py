@@ -49,7 +49,9 @@ class Extra:
 # The tests hold this to what pyproject.toml declares.
 EXTRAS = {
     "cuda": Extra("fit and render on an NVIDIA GPU", ("gsplat", "packaging")),
-    "photos": Extra("camera poses of plain photos and videos", ("pycolmap", "poselib", "imageio-ffmpeg", "pi-heif")),
+    "photos": Extra(
+        "camera poses of plain photos and videos", ("pycolmap", "poselib", "imageio-ffmpeg", "pi-heif")
+    ),
     "mesh": Extra("references from CAD meshes", ("trimesh", "embreex", "rtree")),
     "features": Extra("learned image features", ("torchvision", "timm")),
     "nerfstudio": Extra("nerfstudio beside splatad", ("nerfstudio",)),

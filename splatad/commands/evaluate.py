@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rich.table import Table
 
@@ -141,7 +141,9 @@ def run(config: Evaluate) -> int:
     labelled = [one for one in tested if one.query.label]
     labels = list(dict.fromkeys(one.query.label for one in labelled if one.query.label != GOOD))
     methods = list(tested[0].scored)
-    figures = {method: _figures(labelled, labels, method) for method in methods}
+    # Of some hundred photos, millions of pixels are sorted for each line of the table: minutes.
+    with terminal.bar("measuring", len(methods) * (1 + len(labels))) as bar:
+        figures = {method: _figures(labelled, labels, method, bar.advance) for method in methods}
     pairs = [(one.query.label, one.inspection.verdict.name) for one in labelled]
     rate = loaded.calibration.false_alarm_rate
     verdicts = {label or "all": evaluate_verdicts(pairs, rate, label) for label in (None, *labels)}
@@ -309,19 +311,23 @@ def _summary(poses: Sequence[PoseResult]) -> PoseSummary | None:
     return summarize(poses) if poses else None
 
 
-def _figures(tested: Sequence[Tested], labels: Sequence[str], method: str) -> Figures:
+def _figures(
+    tested: Sequence[Tested], labels: Sequence[str], method: str, on_group: Callable[[], object]
+) -> Figures:
     import statistics
 
     from detect.evaluate import evaluate, evaluate_at_224, evaluate_by_size
 
     scored = [one.scored[method] for one in tested]
-    groups: list[str | None] = [None, *labels]
-    return Figures(
-        metrics={label or "all": evaluate(scored, label) for label in groups},
-        small={label or "all": evaluate_at_224(scored, label) for label in groups},
-        sizes={label or "all": evaluate_by_size(scored, label) for label in groups},
-        seconds_per_photo=statistics.median(one.seconds[method] for one in tested) if tested else 0.0,
-    )
+    metrics, small, sizes = {}, {}, {}
+    for label in (None, *labels):
+        name = label or "all"
+        metrics[name] = evaluate(scored, label)
+        small[name] = evaluate_at_224(scored, label)
+        sizes[name] = evaluate_by_size(scored, label)
+        on_group()
+    seconds = statistics.median(one.seconds[method] for one in tested) if tested else 0.0
+    return Figures(metrics, small, sizes, seconds)
 
 
 def _document(figures: Figures) -> dict[str, Any]:
