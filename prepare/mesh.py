@@ -229,7 +229,9 @@ def _read(path: Path, notes: list[str]) -> list[_Soup]:
             scene = trimesh.load_scene(str(path), process=False)
             pieces = scene.dump()
     except MemoryError as error:
-        raise InputError(f"{path}: is too large for the memory; export it with a coarser tolerance") from error
+        raise InputError(
+            f"{path}: is too large for the memory; export it with a coarser tolerance"
+        ) from error
     except Exception as error:  # a foreign file brings trimesh's readers to raise nearly anything
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise InputError(f"{path}: is not a mesh that can be read ({reason}); export it again") from error
@@ -250,7 +252,7 @@ def _soup(path: Path, piece: Any, notes: list[str]) -> _Soup:
     """Geometry, colours and texture of one trimesh; a texture that is listed and not there is told."""
     vertices = np.asarray(piece.vertices, dtype=np.float64)
     faces = np.asarray(piece.faces, dtype=np.int64)
-    inside = ((faces >= 0) & (faces < len(vertices))).all(axis=1)
+    inside: np.ndarray = ((faces >= 0) & (faces < len(vertices))).all(axis=1)
     if not inside.all():
         notes.append(f"{int((~inside).sum())} faces name vertices that are not there; left out")
     count = len(faces)
@@ -279,7 +281,9 @@ def _soup(path: Path, piece: Any, notes: list[str]) -> _Soup:
             coloured = True
         else:
             if _names_a_texture(path):
-                notes.append("its texture is listed and not there, or has no coordinates; drawn in plain colours")
+                notes.append(
+                    "its texture is listed and not there, or has no coordinates; drawn in plain colours"
+                )
             plain = factor if factor is not None else getattr(material, "diffuse", None)
             if plain is not None:
                 rgb = np.asarray(plain)[:3] / 255.0
@@ -347,7 +351,9 @@ def _cleaned(path: Path, soups: list[_Soup], notes: list[str]) -> Mesh:
             f"together; limit {MAX_FACES:,}; export it with a coarser tolerance or without its insides"
         )
     if len(whole) == 0:
-        raise InputError(f"{path}: its {before:,} faces have no area; export the part again, in its true size")
+        raise InputError(
+            f"{path}: its {before:,} faces have no area; export the part again, in its true size"
+        )
     if bits != MERGE_BITS:
         notes.append(
             f"{before:,} faces thinned to {len(whole):,}: vertices nearer than 1/{2**bits} of the part's length put together"
@@ -380,7 +386,9 @@ def _report_topology(faces: np.ndarray, notes: list[str]) -> None:
     if open_edges:
         notes.append(f"not closed: {open_edges:,} open edges; drawn from both sides, with its holes")
     if against:
-        notes.append(f"inverted faces: {against:,} edges between faces wound against each other; drawn from both sides")
+        notes.append(
+            f"inverted faces: {against:,} edges between faces wound against each other; drawn from both sides"
+        )
 
 
 def _grid_groups(points: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from prepare.camera import Camera, focal_from_fov, look_at
-from prepare.errors import MissingPartError, UsageError
+from prepare.errors import MissingPartError
 from prepare.mesh import Mesh
 
 RendererName = Literal["auto", "embree", "pytorch3d"]
@@ -40,14 +40,15 @@ class Hits:
     depth: Float[np.ndarray, "pixels cells"]  # z in the camera, world units; infinite where nothing is
 
 
+@runtime_checkable
 class SurfaceFinder(Protocol):
     """Which face is foremost at the middle of each of `supersample` x `supersample` cells of the wanted pixels."""
 
     name: str
 
-    def find(
-        self, camera: Camera, supersample: int, wanted: Bool[np.ndarray, "height width"]
-    ) -> Hits: ...  # faces are seen from both sides
+    def find(self, camera: Camera, supersample: int, wanted: Bool[np.ndarray, "height width"]) -> Hits:
+        """Faces are seen from both sides; an image without any wanted pixel gives no rows."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class MeshView:
 
     rgb: Float[np.ndarray, "height width rgb=3"]  # in [0, 1], of the part alone (not mixed with a background)
     alpha: Float[np.ndarray, "height width"]  # share of the pixel that the part covers
-    depth: Float[np.ndarray, "height width"]  # z in the camera, world units; infinite where the middle shows nothing
+    depth: Float[
+        np.ndarray, "height width"
+    ]  # z in the camera, world units; infinite where the middle shows nothing
     normals: Float[np.ndarray, "height width xyz=3"]  # world, unit, towards the camera; 0 where nothing is
 
 
@@ -137,14 +140,12 @@ class Pytorch3dFinder:
 def surface_finder(mesh: Mesh, name: RendererName = "auto") -> SurfaceFinder:
     """The backend of that name; `auto` takes Embree, else pytorch3d.
 
-    Raises: MissingPartError where it is not installed; UsageError for another name.
+    Raises: MissingPartError where it is not installed.
     """
     if name == "embree":
         return EmbreeFinder(mesh)
     if name == "pytorch3d":
         return Pytorch3dFinder(mesh)
-    if name != "auto":
-        raise UsageError(f"--renderer {name}: unknown; use auto, embree or pytorch3d")
     try:
         return EmbreeFinder(mesh)
     except MissingPartError as missing:
@@ -182,9 +183,7 @@ class MeshPainter:
         if self.supersample > 1:
             edges = _changing(rgb, alpha, depth, normals) & wanted
             hits = self.finder.find(camera, self.supersample, edges)
-            colour, _ = self._shade(
-                camera, hits, _rays(camera, self.supersample, edges), self.supersample
-            )
+            colour, _ = self._shade(camera, hits, _rays(camera, self.supersample, edges), self.supersample)
             covered = (hits.face >= 0).astype(np.float32)
             share = covered.mean(axis=1)
             rgb[edges] = colour.sum(axis=1) / np.maximum(covered.sum(axis=1), 1.0)[:, None]
@@ -252,9 +251,7 @@ def shade(
     return AMBIENT + SKY * (0.5 + 0.5 * (normals @ up)) + HEAD * head
 
 
-def orbit(
-    mesh: Mesh, count: int, size_px: int, up: Float[np.ndarray, "xyz=3"]
-) -> list[Camera]:
+def orbit(mesh: Mesh, count: int, size_px: int, up: Float[np.ndarray, "xyz=3"]) -> list[Camera]:
     """`count` cameras evenly over the whole sphere, all so far that the part fills their frame from no side too large.
 
     A golden-angle spiral from top to bottom: equal areas, no rings whose gaps line up (Gonzalez 2010).
@@ -361,7 +358,9 @@ def _thinned(points: NDArray[Any], count: int) -> NDArray[Any]:
 
 def _independent(pairs: NDArray[Any], count: int) -> NDArray[Any]:
     """Rows of which no two are a pair: rounds in which every row that comes before its living neighbours stays."""
-    order = (np.arange(count) * 2_654_435_761) % 4_294_967_296  # Knuth's hash: else neighbours on a face go in a row
+    order = (
+        np.arange(count) * 2_654_435_761
+    ) % 4_294_967_296  # Knuth's hash: else neighbours on a face go in a row
     alive, kept = np.ones(count, bool), np.zeros(count, bool)
     while alive.any():
         beaten = np.zeros(count, bool)
@@ -462,13 +461,11 @@ def _halvings(texture: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     levels = [texture.astype(np.float32) / 255.0]
     while min(levels[-1].shape[:2]) >= 4:
         image = levels[-1][: levels[-1].shape[0] // 2 * 2, : levels[-1].shape[1] // 2 * 2]
-        levels.append(
-            0.25 * (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2])
-        )
+        levels.append(0.25 * (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]))
     return levels
 
 
-def _bilinear(image: NDArray[np.float32], uv: NDArray[np.float64]) -> NDArray[np.float32]:
+def _bilinear(image: NDArray[np.float32], uv: NDArray[np.float32]) -> NDArray[np.float32]:
     """The image at texture coordinates, v up, repeating."""
     height, width = image.shape[:2]
     x = uv[:, 0] % 1.0 * width - 0.5

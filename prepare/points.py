@@ -35,7 +35,9 @@ class PointCloud:
 
     positions: Float[Tensor, "n xyz=3"]  # world units, float32, all finite
     colours: Float[Tensor, "n rgb=3"] | None  # in [0, 1]; None where the file has none
-    normals: Float[Tensor, "n xyz=3"] | None = None  # unit; None where the file has none, or some of them are zero
+    normals: Float[Tensor, "n xyz=3"] | None = (
+        None  # unit; None where the file has none, or some of them are zero
+    )
 
 
 def read_points(path: Path) -> PointCloud:

@@ -116,7 +116,9 @@ PRESETS: dict[str, FitConfig] = {
     "default": FitConfig(),
     "best": FitConfig(steps=4000, splats=100_000, initial_splats=30_000),
     # Splats that start on the surface and in its colours have no way to go; photos made at will leave enough to calibrate.
-    "mesh": FitConfig(steps=700, splats=50_000, initial_opacity=0.9, held_out_every=5, stop_early=False),
+    "mesh": FitConfig(
+        steps=700, splats=50_000, initial_opacity=0.9, densify_until=0.0, held_out_every=5, stop_early=False
+    ),
 }
 
 

@@ -60,7 +60,7 @@ class MeshSettings:
 def prepare_mesh(
     data: Path,
     scene_folder: Callable[[str], Path],
-    settings: MeshSettings = MeshSettings(),  # noqa: B008 -- frozen
+    settings: MeshSettings = MeshSettings(),
     *,
     name: str | None = None,
     progress: Progress = no_progress,
@@ -129,7 +129,9 @@ def prepare_mesh(
         )
     depths = [read_depth(folder / "depth" / _file(i), depth_unit) for i in range(settings.views)]
     found = surface_points(mesh, painter, cameras, depths, settings.points)
-    cloud = PointCloud(*(torch.from_numpy(a).float() for a in (found.positions, found.colours, found.normals)))
+    cloud = PointCloud(
+        *(torch.from_numpy(a).float() for a in (found.positions, found.colours, found.normals))
+    )
     write_points(folder / "points.ply", cloud)
     header: dict[str, Any] = {
         **intrinsics(settings.size_px, settings.size_px, cameras[0].fl_x, cameras[0].fl_y),
@@ -165,7 +167,9 @@ def read_depth(path: Path, unit: float) -> Float[np.ndarray, "height width"]:
         with Image.open(path) as image:
             levels = np.array(image).astype(np.float32)
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: is damaged; delete it and run the same `splatad prepare mesh` again") from error
+        raise InputError(
+            f"{path}: is damaged; delete it and run the same `splatad prepare mesh` again"
+        ) from error
     return np.where(levels > 0, levels * np.float32(unit), np.float32(np.inf))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prepare.errors import InputError
-from prepare.points import MAX_POINTS, read_points
+from prepare.points import MAX_POINTS, PointCloud, read_points, write_points
 
 _DATA = Path(os.environ.get("SPLATAD_TESTDATA") or Path(__file__).parents[3] / "shared" / "data")
 _XYZ = "property float x\nproperty float y\nproperty float z\n"
@@ -163,3 +163,25 @@ def test_real_clouds_have_the_counts_their_headers_announce() -> None:
     cloud = read_points(_DATA / "plush" / "points3D.ply")
     assert cloud.positions.shape == (25784, 3)
     assert np.isfinite(cloud.positions.numpy()).all()
+
+
+def test_written_points_are_read_again(tmp_path: Path) -> None:
+    colours = torch.randint(0, 256, (7, 3)) / 255
+    normals = torch.nn.functional.normalize(torch.randn(7, 3), dim=1)
+    cloud = PointCloud(torch.randn(7, 3), colours, normals)
+    write_points(tmp_path / "p.ply", cloud)
+    found = read_points(tmp_path / "p.ply")
+    assert torch.equal(found.positions, cloud.positions)
+    torch.testing.assert_close(found.colours, colours)
+    torch.testing.assert_close(found.normals, normals)
+    write_points(tmp_path / "bare.ply", PointCloud(cloud.positions, None))
+    assert read_points(tmp_path / "bare.ply").colours is None
+    assert read_points(tmp_path / "bare.ply").normals is None
+
+
+def test_normals_that_are_zero_as_in_exports_of_splats_are_none(tmp_path: Path) -> None:
+    write_points(
+        tmp_path / "p.ply",
+        PointCloud(torch.randn(3, 3), None, torch.tensor([[0.0, 0, 1], [0, 1, 0], [0, 0, 0]])),
+    )
+    assert read_points(tmp_path / "p.ply").normals is None
