@@ -252,7 +252,7 @@ def _soup(path: Path, piece: Any, notes: list[str]) -> _Soup:
     """Geometry, colours and texture of one trimesh; a texture that is listed and not there is told."""
     vertices = np.asarray(piece.vertices, dtype=np.float64)
     faces = np.asarray(piece.faces, dtype=np.int64)
-    inside: np.ndarray = ((faces >= 0) & (faces < len(vertices))).all(axis=1)
+    inside = np.asarray(((faces >= 0) & (faces < len(vertices))).all(axis=1))
     if not inside.all():
         notes.append(f"{int((~inside).sum())} faces name vertices that are not there; left out")
     count = len(faces)
