@@ -25,6 +25,7 @@ _PLY_TYPES = {
 }  # fmt: skip
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "<"}
 _COLOURS = ("red", "green", "blue")
+_NORMALS = ("nx", "ny", "nz")
 _COLMAP_POINT = struct.Struct("<Q3d3BdQ")  # id, position, colour, error, length of the track
 
 
@@ -34,6 +35,9 @@ class PointCloud:
 
     positions: Float[Tensor, "n xyz=3"]  # world units, float32, all finite
     colours: Float[Tensor, "n rgb=3"] | None  # in [0, 1]; None where the file has none
+    normals: Float[Tensor, "n xyz=3"] | None = (
+        None  # unit; None where the file has none, or some of them are zero
+    )
 
 
 def read_points(path: Path) -> PointCloud:
@@ -43,13 +47,17 @@ def read_points(path: Path) -> PointCloud:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such point cloud; check the path")
-    readers = {".ply": _read_ply, ".bin": _read_colmap_bin, ".txt": _read_colmap_txt}
+    readers = {
+        ".ply": _read_ply,
+        ".bin": lambda path: (*_read_colmap_bin(path), None),
+        ".txt": lambda path: (*_read_colmap_txt(path), None),
+    }
     if path.suffix.lower() not in readers:
         raise InputError(
             f"{path}: unknown kind of point cloud; give a .ply file or COLMAP's points3D.bin or points3D.txt"
         )
     try:
-        positions, colours = readers[path.suffix.lower()](path)
+        positions, colours, normals = readers[path.suffix.lower()](path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
     if not np.isfinite(positions).all() or np.abs(positions).max(initial=0.0) > np.finfo(np.float32).max:
@@ -59,24 +67,27 @@ def read_points(path: Path) -> PointCloud:
     return PointCloud(
         torch.from_numpy(positions.astype(np.float32)),
         None if colours is None else torch.from_numpy(colours.astype(np.float32).clip(0.0, 1.0)),
+        None if normals is None else torch.from_numpy(normals.astype(np.float32)),
     )
 
 
 def write_points(path: Path, cloud: PointCloud) -> None:
-    """Write `cloud` to a binary `.ply`, atomically: x y z as float32, colours (where known) as bytes."""
-    fields = [(axis, "<f4") for axis in "xyz"]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(cloud.positions)}"]
-    header += [f"property float {axis}" for axis in "xyz"]
+    """Write a binary `.ply` that `read_points` reads: float32 positions and normals, 8-bit colours.
+
+    Raises: InputError where it cannot be written.
+    """
+    columns = [(name, "<f4", cloud.positions[:, i]) for i, name in enumerate("xyz")]
+    if cloud.normals is not None:
+        columns += [(name, "<f4", cloud.normals[:, i]) for i, name in enumerate(_NORMALS)]
     if cloud.colours is not None:
-        fields += [(name, "u1") for name in _COLOURS]
-        header += [f"property uchar {name}" for name in _COLOURS]
-    rows = np.empty(len(cloud.positions), dtype=np.dtype(fields))
-    for column, axis in enumerate("xyz"):
-        rows[axis] = cloud.positions[:, column].numpy()
-    if cloud.colours is not None:
-        for column, name in enumerate(_COLOURS):
-            rows[name] = (cloud.colours[:, column].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    write_bytes(path, ("\n".join([*header, "end_header", ""])).encode("ascii") + rows.tobytes())
+        levels = (cloud.colours.clamp(0.0, 1.0) * 255.0).round()
+        columns += [(name, "u1", levels[:, i]) for i, name in enumerate(_COLOURS)]
+    rows = np.empty(len(cloud.positions), dtype=[(name, kind) for name, kind, _ in columns])
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
+    for name, kind, values in columns:
+        rows[name] = values.cpu().numpy()
+        header.append(f"property {'uchar' if kind == 'u1' else 'float'} {name}")
+    write_bytes(path, "\n".join([*header, "end_header\n"]).encode("ascii") + rows.tobytes())
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class _PlyHeader:
     skip_bytes: int  # the same in bytes (binary)
 
 
-def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     with path.open("rb") as file:
         header = _read_ply_header(path, file)
         if header.form == "ascii":
@@ -105,13 +116,19 @@ def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             vertices = np.frombuffer(file.read(header.count * dtype.itemsize), dtype=dtype)
     names = {name for name, _ in header.fields}
     positions = np.stack([vertices[axis].astype(np.float64) for axis in "xyz"], axis=1)
+    normals = None
+    if names.issuperset(_NORMALS):
+        listed = np.stack([vertices[axis].astype(np.float64) for axis in _NORMALS], axis=1)
+        length = np.linalg.norm(listed, axis=1, keepdims=True)
+        # Exports of splats list normals that are all zero.
+        if len(listed) and np.isfinite(length).all() and length.min() > 1e-6:
+            normals = listed / length
     if not names.issuperset(_COLOURS):
-        return positions, None
+        return positions, None, normals
     kinds = dict(header.fields)
     scales = [float(np.iinfo(kinds[name]).max) if kinds[name][0] in "iu" else 1.0 for name in _COLOURS]
-    return positions, np.stack(
-        [vertices[name] / scale for name, scale in zip(_COLOURS, scales, strict=True)], axis=1
-    )
+    colours = np.stack([vertices[name] / scale for name, scale in zip(_COLOURS, scales, strict=True)], axis=1)
+    return positions, colours, normals
 
 
 def _read_ply_header(path: Path, file: BinaryIO) -> _PlyHeader:

@@ -82,6 +82,8 @@ class FitConfig:
     """Share of the first splats that lie inside the visual hull, not on its surface: openings hide what is inside."""
     initial_scale: float = 0.6
     """Standard deviation of the first splats, as a multiple of the distance to their neighbours."""
+    initial_opacity: float = 0.3
+    """Opacity of the first splats, in (0, 1)."""
     position_rate: float = 1.6e-3
     """Adam learning rate of positions per half side of the scene's cube; decays to a hundredth."""
     rotation_rate: float = 4e-3
@@ -113,11 +115,15 @@ PRESETS: dict[str, FitConfig] = {
     "fast": FitConfig(steps=800, size_px=320, splats=30_000, initial_splats=12_000),
     "default": FitConfig(),
     "best": FitConfig(steps=4000, splats=100_000, initial_splats=30_000),
+    # Splats that start on the surface and in its colours have no way to go; photos made at will leave enough to calibrate.
+    "mesh": FitConfig(
+        steps=700, splats=50_000, initial_opacity=0.9, densify_until=0.0, held_out_every=5, stop_early=False
+    ),
 }
 
 
-def preset(name: Literal["fast", "default", "best"]) -> FitConfig:
-    """A tried config: "fast" for a first look, "best" where minutes do not matter."""
+def preset(name: Literal["fast", "default", "best", "mesh"]) -> FitConfig:
+    """A tried config: "fast" for a first look, "best" where minutes do not matter, "mesh" for photos made from a mesh."""
     return PRESETS[name]
 
 
@@ -253,7 +259,10 @@ def initial_cloud(scene: Scene) -> InitialPoints | None:
     if points is None or len(points.positions) < 100:
         return None
     colours = torch.full_like(points.positions, 0.5) if points.colours is None else points.colours
-    return InitialPoints(points.positions, colours, neighbour_spacing(points.positions), "point cloud")
+    source = "point cloud" if points.normals is None else "surface"
+    return InitialPoints(
+        points.positions, colours, neighbour_spacing(points.positions), source, points.normals
+    )
 
 
 def fit_photos(
@@ -342,8 +351,9 @@ def _fit(
             points.positions,
             points.colours,
             config.initial_scale * points.spacing,
-            opacity=0.3,
+            opacity=config.initial_opacity,
             sh_degree=config.sh_degree,
+            normals=points.normals,
         )
         optimizer = SplatOptimizer(gaussians.to(device), rates)
         tally = GradientTally.empty(len(optimizer))
@@ -643,7 +653,9 @@ def _initial_points(photos: Sequence[Photo], config: FitConfig, cloud: InitialPo
             return cloud
         chosen = torch.randperm(len(cloud.positions), generator=generator)[: config.splats]
         positions = cloud.positions[chosen]
-        return InitialPoints(positions, cloud.colours[chosen], neighbour_spacing(positions), cloud.source)
+        normals = None if cloud.normals is None else cloud.normals[chosen]
+        spacing = neighbour_spacing(positions)
+        return InitialPoints(positions, cloud.colours[chosen], spacing, cloud.source, normals)
     cameras = [photo.camera for photo in photos]
     hull = hull_points(
         cameras,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recon.harmonics import SH_C0
 
+THIN = 0.15  # thickness of a splat on a surface, as a share of its width
 FIELD_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
 
 
@@ -65,20 +66,35 @@ def gaussians_from_points(
     *,
     opacity: float = 0.5,
     sh_degree: int = 0,
+    normals: Float[Tensor, "n xyz=3"] | None = None,
 ) -> Gaussians:
-    """Round splats at `positions`, each `spacing` (its standard deviation, world units) wide, of one opacity and colour."""
+    """Splats at `positions`, each `spacing` (its standard deviation, world units) wide, of one opacity and colour.
+
+    Round, or with `normals` (unit) of the surface they lie on, flat: their third axis is the normal and THIN as wide.
+    """
     n = positions.shape[0]
     sh = positions.new_zeros(n, (sh_degree + 1) ** 2, 3)
     sh[:, 0] = (colours - 0.5) / SH_C0
     quats = positions.new_zeros(n, 4)
     quats[:, 0] = 1.0
+    log_scales = spacing.clamp_min(1e-8).log()[:, None].repeat(1, 3)
+    if normals is not None:
+        quats = quats_onto(normals)
+        log_scales[:, 2] += math.log(THIN)
     return Gaussians(
         means=positions.clone(),
         quats=quats,
-        log_scales=spacing.clamp_min(1e-8).log()[:, None].repeat(1, 3),
+        log_scales=log_scales,
         logit_opacities=positions.new_full((n,), math.log(opacity / (1.0 - opacity))),
         sh=sh,
     )
+
+
+def quats_onto(normals: Float[Tensor, "n xyz=3"]) -> Float[Tensor, "n wxyz=4"]:
+    """Unit quaternions of the least turn that takes the z axis to each unit vector or to its opposite, the nearer one."""
+    x, y, z = torch.where(normals[:, 2:] < 0, -normals, normals).unbind(-1)
+    # The half-way quaternion (1 + z . n, z x n); with n on z's side it never vanishes.
+    return torch.nn.functional.normalize(torch.stack([1 + z, -y, x, torch.zeros_like(x)], dim=-1), dim=-1)
 
 
 def rotation_matrices(quats: Float[Tensor, "*batch wxyz=4"]) -> Float[Tensor, "*batch 3 3"]:

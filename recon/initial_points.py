@@ -24,7 +24,8 @@ class InitialPoints:
     positions: Float[Tensor, "n xyz=3"]  # world units
     colours: Float[Tensor, "n rgb=3"]  # in [0, 1]
     spacing: Float[Tensor, " n"]  # mean distance to the three nearest others, world units
-    source: str  # "point cloud", "visual hull" or "random", for the log
+    source: str  # "surface", "point cloud", "visual hull" or "random", for the log
+    normals: Float[Tensor, "n xyz=3"] | None = None  # unit, where the points lie on a known surface
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,12 @@ def read_summary(scene_folder: Path) -> tuple[str, ...]:
     return tuple(str(line) for line in read_json_object(scene_folder / RECORD).get("summary", []))
 
 
+def prepared_kind(scene_folder: Path) -> str | None:
+    """Which `splatad prepare` made the scene ("mesh", "mad-sim", ...); None for a folder of someone else's."""
+    record = scene_folder / RECORD
+    return str(read_json_object(record).get("kind")) if record.is_file() else None
+
+
 def intrinsics(width: int, height: int, fl_x: float, fl_y: float) -> dict[str, Any]:
     """nerfstudio's keys for a pinhole camera whose principal point is the image's centre; lengths in px."""
     return {

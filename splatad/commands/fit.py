@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -41,8 +42,9 @@ class Fit:
     dataparser_transforms: Path | None = None
     """With --from-splats of a nerfstudio training: the dataparser_transforms.json beside its config.yml, which leads from the
     world of its model back to the scene's."""
-    preset: Literal["fast", "default", "best"] = "default"
-    """How much time to spend: fast for a first look, best for the record. The flags below override it."""
+    preset: Literal["fast", "default", "best", "mesh"] | None = None
+    """How much time to spend: fast for a first look, best for the record, mesh for what `splatad prepare mesh` made, where
+    it is the usual one; else default. The flags below override it."""
     steps: int | None = None
     """Optimisation steps."""
     splats: int | None = None
@@ -61,7 +63,7 @@ class Fit:
     """Keep the splats of the surroundings, so that cluttered photos taken in the same place can be inspected."""
     folds: int | None = None
     """Cross-fitting: every photo serves to calibrate, scored by one of so many more fits that have not seen it, and the
-    reference itself is fitted to all. 4, and 0 (none) with --preset fast or where --held-out-every is given."""
+    reference itself is fitted to all. 4, and 0 (none) with --preset fast or mesh, or where --held-out-every is given."""
     held_out_every: int | None = None
     """Without --folds, every so manieth photo is kept from the fit to calibrate the threshold (8); 0 keeps none."""
     exposure: bool | None = None
@@ -135,6 +137,7 @@ def run(config: Fit) -> int:
     name = config.name or scene.name
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"--name {name!r}: give a plain name, it becomes a folder in the workspace")
+    config = dataclasses.replace(config, preset=config.preset or _usual_preset(scene.folder))
     folds = _folds(config, len(scene.views))
     fit_config = _fit_config(config, folds)
     calibrating = (
@@ -323,6 +326,12 @@ def _given_splats(config: Fit, scene: Path) -> _Given | None:
     return _Given(gaussians, source)
 
 
+def _usual_preset(scene_folder: Path) -> Literal["default", "mesh"]:
+    from prepare.datasets.scene_folder import prepared_kind
+
+    return "mesh" if prepared_kind(scene_folder) == "mesh" else "default"
+
+
 def _folds(config: Fit, photos: int) -> int:
     """How many folds to cross-fit, each of two photos at least; 0 for none. Raises: UsageError for a silly number."""
     from prepare.errors import UsageError
@@ -330,7 +339,7 @@ def _folds(config: Fit, photos: int) -> int:
     if config.from_splats is not None:
         return 0
     if config.folds is None:
-        wanted = 0 if config.preset == "fast" or config.held_out_every is not None else USUAL_FOLDS
+        wanted = 0 if config.preset in ("fast", "mesh") or config.held_out_every is not None else USUAL_FOLDS
         return wanted if photos >= 2 * wanted else 0
     if config.folds == 0:
         return 0
@@ -358,8 +367,6 @@ def _check_rate(false_alarm_rate: float | None, photos: int) -> None:
 
 
 def _fit_config(config: Fit, folds: int):
-    import dataclasses
-
     from prepare.errors import UsageError
     from recon.fit import preset
 
@@ -371,7 +378,7 @@ def _fit_config(config: Fit, folds: int):
     for field, least in (("steps", 1), ("splats", 16), ("size_px", 16), ("held_out_every", 0)):
         if overrides.get(field, least) < least:
             raise UsageError(f"--{field.replace('_', '-')} {overrides[field]}: must be {least} at least")
-    base = preset(config.preset)
+    base = preset(config.preset or "default")
     if folds or config.from_splats is not None:
         overrides["held_out_every"] = 0
     if "splats" in overrides and overrides["splats"] < base.initial_splats:

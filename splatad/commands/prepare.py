@@ -1,4 +1,4 @@
-"""`splatad prepare`: datasets and posed photos become scenes in the workspace. The user's files are only read."""
+"""`splatad prepare`: datasets, posed photos and meshes become scenes in the workspace. The user's files are only read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -165,6 +165,39 @@ class Piad:
     """Copy the photos instead of linking to them."""
 
 
+@dataclass(frozen=True)
+class Mesh:
+    """A CAD file or scan: photographed from all round by a ray caster; no photo of the part is needed.
+
+    The photos are grey where the file has no colour, and lit softly from above and from the camera. `splatad fit` takes the
+    preset `mesh` for such a scene: splats start on the surface, and a fit needs under a minute. Broken meshes (holes,
+    inverted faces, doubled vertices) are told and used; one without faces or area is refused.
+    """
+
+    data: tyro.conf.Positional[Path]
+    """The part: .stl, .obj, .ply, .glb, .gltf or .off; .step with cascadio installed."""
+    name: str | None = None
+    """The scene's name in the workspace; the file's if not given."""
+    unit: Literal["mm", "cm", "m", "inch"] | None = None
+    """Unit of the file's numbers, so that defects are measured in mm; glTF says its own, .stl is taken for mm."""
+    up: Literal["y", "z"] | None = None
+    """Which of the file's axes points up, where the sky's light comes from; y for .obj and glTF, else z."""
+    scale: Literal["normalised", "kept"] = "normalised"
+    """normalised: the world is centred on the part, z up, half its longest side is 1. kept: the file's own coordinates."""
+    views: int = 96
+    """Photos, evenly over the whole sphere; a fifth of them are kept from the fit to calibrate."""
+    size_px: int = 400
+    """Width and height of the photos, px."""
+    supersample: int = 3
+    """Samples along each axis of a pixel where colours change."""
+    points: int = 30_000
+    """Points on the surface for splats to start from."""
+    renderer: Literal["auto", "embree", "pytorch3d"] = "auto"
+    """What draws: embree (pip install 'splatad[mesh]') or pytorch3d where it is installed."""
+    workspace: Path | None = None
+    """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+
+
 Command = (
     Annotated[MadSim, tyro.conf.subcommand(name="mad-sim")]
     | Annotated[NerfSynthetic, tyro.conf.subcommand(name="nerf-synthetic")]
@@ -174,12 +207,13 @@ Command = (
     | Annotated[Photos, tyro.conf.subcommand(name="photos")]
     | Annotated[MadReal, tyro.conf.subcommand(name="mad-real")]
     | Annotated[Piad, tyro.conf.subcommand(name="piad")]
+    | Annotated[Mesh, tyro.conf.subcommand(name="mesh")]
 )
 
 Source = MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff | Photos | MadReal | Piad
 
 
-def run(config: Source) -> int:
+def run(config: Source | Mesh) -> int:
     """0 once every scene is written and a summary is printed.
 
     Raises: InputError for data that cannot be used, MissingPartError for --triangulate without pycolmap; nothing half-written
@@ -205,12 +239,16 @@ def run(config: Source) -> int:
                 tasks[name] = bar.add_task(name, total=total)
             bar.update(tasks[name], completed=done)
 
-        folders = _prepare(config, workspace.scene, progress)
+        notes: list[str] = []
+        if isinstance(config, Mesh):
+            folders, notes = _prepare_mesh(config, workspace.scene, progress)
+        else:
+            folders = _prepare(config, workspace.scene, progress)
         triangulated = _triangulated(config, folders, progress)
     for folder in folders:
         for line in _summary(folder):
             console.print(line, markup=False)
-    for line in triangulated:
+    for line in (*triangulated, *(f"  {note}" for note in notes)):
         console.print(line, markup=False)
     follow_up = f"splatad fit --class {folders[0].name}"
     if config.workspace is not None:
@@ -302,7 +340,7 @@ def _prepare(
 
 
 def _triangulated(
-    config: Source,
+    config: Source | Mesh,
     folders: list[Path],
     progress: Callable[[str, int, int], None],
 ) -> list[str]:
@@ -323,6 +361,17 @@ def _triangulated(
             f" {found.median_error_px:.2f} px, each seen in {found.median_track:.0f} photos"
         )
     return lines
+
+
+def _prepare_mesh(
+    config: Mesh, scene_folder: Callable[[str], Path], progress: Callable[[str, int, int], None]
+) -> tuple[list[Path], list[str]]:
+    from dataclasses import fields
+
+    from prepare.datasets.mesh import MeshSettings, prepare_mesh
+
+    settings = MeshSettings(**{field.name: getattr(config, field.name) for field in fields(MeshSettings)})
+    return prepare_mesh(config.data, scene_folder, settings, name=config.name, progress=progress)
 
 
 def _summary(folder: Path) -> list[str]:

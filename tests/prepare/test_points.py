@@ -178,3 +178,25 @@ def test_points_written_are_read_back(tmp_path: Path, coloured: bool) -> None:
     else:
         assert back.colours is not None
         torch.testing.assert_close(back.colours, colours, atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+def test_written_points_are_read_again(tmp_path: Path) -> None:
+    colours = torch.randint(0, 256, (7, 3)) / 255
+    normals = torch.nn.functional.normalize(torch.randn(7, 3), dim=1)
+    cloud = PointCloud(torch.randn(7, 3), colours, normals)
+    write_points(tmp_path / "p.ply", cloud)
+    found = read_points(tmp_path / "p.ply")
+    assert torch.equal(found.positions, cloud.positions)
+    torch.testing.assert_close(found.colours, colours)
+    torch.testing.assert_close(found.normals, normals)
+    write_points(tmp_path / "bare.ply", PointCloud(cloud.positions, None))
+    assert read_points(tmp_path / "bare.ply").colours is None
+    assert read_points(tmp_path / "bare.ply").normals is None
+
+
+def test_normals_that_are_zero_as_in_exports_of_splats_are_none(tmp_path: Path) -> None:
+    write_points(
+        tmp_path / "p.ply",
+        PointCloud(torch.randn(3, 3), None, torch.tensor([[0.0, 0, 1], [0, 1, 0], [0, 0, 0]])),
+    )
+    assert read_points(tmp_path / "p.ply").normals is None

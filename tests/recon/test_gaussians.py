@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from prepare.camera import Camera
-from recon.gaussians import FIELD_NAMES, Gaussians, gaussians_from_points, rotation_matrices
+from recon.gaussians import (
+    FIELD_NAMES,
+    THIN,
+    Gaussians,
+    gaussians_from_points,
+    quats_onto,
+    rotation_matrices,
+)
 from recon.rasterize import rasterize
 
 
@@ -46,6 +53,27 @@ def test_splats_from_points_are_round_and_show_the_given_colour_and_opacity() ->
     render = rasterize(splats, camera, backend="reference")
     torch.testing.assert_close(render.alpha[4, 4], torch.tensor(0.8))
     torch.testing.assert_close(render.rgb[4, 4], 0.8 * colour[0])
+
+
+def test_the_third_axis_of_a_turned_splat_is_the_normal_or_its_opposite() -> None:
+    normals = torch.nn.functional.normalize(torch.randn(50, 3, dtype=torch.float64), dim=1)
+    normals[0], normals[1], normals[2] = (
+        torch.eye(3).double()[2],
+        -torch.eye(3).double()[2],
+        torch.eye(3).double()[0],
+    )
+    axes = rotation_matrices(quats_onto(normals))[:, :, 2]
+    torch.testing.assert_close((axes * normals).sum(1).abs(), torch.ones(50, dtype=torch.float64))
+
+
+def test_splats_on_a_surface_are_flat_along_its_normal() -> None:
+    normal = torch.nn.functional.normalize(torch.tensor([[1.0, -2.0, 0.5]]), dim=1)
+    splats = gaussians_from_points(torch.zeros(1, 3), torch.rand(1, 3), torch.tensor([0.2]), normals=normal)
+    turn = rotation_matrices(splats.quats)[0]
+    covariance = turn @ torch.diag((2 * splats.log_scales[0]).exp()) @ turn.T
+    along = float(normal[0] @ covariance @ normal[0])
+    assert along == pytest.approx((THIN * 0.2) ** 2, rel=1e-4)
+    assert float(covariance.trace()) - along == pytest.approx(2 * 0.2**2, rel=1e-4)
 
 
 def test_a_spacing_of_zero_is_a_tiny_splat_not_minus_infinity() -> None:
