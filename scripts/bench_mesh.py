@@ -196,7 +196,7 @@ def make_reference(options: Options, name: str) -> tuple[float, float]:
     seconds = [math.nan, math.nan]
     commands = [
         ["prepare", "mesh", source, "--name", name, *work],
-        ["fit", "--class", name, *work],
+        ["fit", "--class", name, "--appearance", "colour", *work],
     ]
     made = [
         options.work / "scenes" / name / "transforms.json",

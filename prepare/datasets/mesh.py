@@ -141,6 +141,8 @@ def prepare_mesh(
     unit = settings.unit or file.unit
     if unit is not None:
         header["scale_to_mm"] = MM[unit] / float(np.cbrt(np.linalg.det(to_world[:3, :3])))
+    if not file.mesh.coloured:  # what the photos show is our grey: real photos are to be compared by outline
+        header["appearance"] = "shape"
     writer.finish(header)
     return [folder], _told(file, settings, up_axis, finder.name)
 
@@ -228,7 +230,7 @@ def _told(file: MeshFile, settings: MeshSettings, up: Axis, renderer: str) -> li
     size = np.ptp(mesh.bounds, axis=0)
     unit = settings.unit or file.unit
     source = "as --unit says" if settings.unit else file.unit_source
-    colour = "grey, as the file has no colour"
+    colour = "grey, as the file has no colour: photos are compared by outline (fit --appearance colour compares the shading)"
     if mesh.coloured:
         colour = f"{len(mesh.textures)} texture(s)" if mesh.textures else "colours of the file"
     lines = [
