@@ -72,6 +72,8 @@ class Options:
         default_factory=lambda: Path(os.environ.get("SPLATAD_TESTDATA") or REPO.parent / "shared" / "data")
     )
     """Folder of the datasets; the meshes are in its `meshes`."""
+    shape: bool = False
+    """Take the references' colours away: the photos, with theirs, are compared by outline alone."""
     pictures: Path | None = None
     """Also keep the photos and masks here."""
     json: Path | None = None
@@ -187,20 +189,39 @@ def on_white(view: MeshView) -> np.ndarray:
     return view.rgb * view.alpha[..., None] + (1.0 - view.alpha[..., None])
 
 
+def reference_name(options: Options, name: str) -> str:
+    return f"{name}-shape" if options.shape else name
+
+
+def without_colours(source: Path, target: Path) -> Path:
+    """The mesh of `source` in a file of its own without colours and textures."""
+    import trimesh
+
+    mesh = load_mesh(source).mesh
+    target.parent.mkdir(parents=True, exist_ok=True)
+    trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).export(target)
+    return target
+
+
 def make_reference(options: Options, name: str) -> tuple[float, float]:
     """Seconds to prepare and to fit; NaN for what was there."""
     from splatad.cli import main
 
     work = ["--workspace", str(options.work)]
-    source = str(options.data / "meshes" / MESHES[name])
+    source = options.data / "meshes" / MESHES[name]
+    reference = reference_name(options, name)
     seconds = [math.nan, math.nan]
+    appearance = "shape" if options.shape else "colour"
+    up = load_mesh(source).up
+    if options.shape:
+        source = without_colours(source, options.work / "bare" / f"{name}.ply")
     commands = [
-        ["prepare", "mesh", source, "--name", name, *work],
-        ["fit", "--class", name, "--appearance", "colour", *work],
+        ["prepare", "mesh", str(source), "--name", reference, "--up", up, *work],
+        ["fit", "--class", reference, "--appearance", appearance, *work],
     ]
     made = [
-        options.work / "scenes" / name / "transforms.json",
-        options.work / "references" / name / "calibration.json",
+        options.work / "scenes" / reference / "transforms.json",
+        options.work / "references" / reference / "calibration.json",
     ]
     for step, (command, result) in enumerate(zip(commands, made, strict=True)):
         if result.exists():
@@ -228,7 +249,9 @@ def try_part(options: Options, name: str, temporary: Path) -> list[Outcome]:
     """All photos of a part."""
     file = load_mesh(options.data / "meshes" / MESHES[name])
     mesh = file.mesh.transformed(world_of(file.mesh, file.up, "normalised"))
-    inspector = Inspector.open(options.work / "references" / name, torch.device("cpu"))
+    inspector = Inspector.open(
+        options.work / "references" / reference_name(options, name), torch.device("cpu")
+    )
     outcomes = []
     for number in range(options.cameras):
         rng = np.random.default_rng([zlib.crc32(name.encode()), number])
