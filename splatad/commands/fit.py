@@ -212,8 +212,9 @@ def run(config: Fit) -> int:
         shutil.rmtree(checkpoint)
     options = RasterOptions(antialiased=fit_config.antialiased)
     surroundings = None
-    if given is None and not config.whole and any(is_cluttered(photo) for photo in photos):
-        surroundings = tell_part(photos, scene, fit_config, checkpoint, device, terminal)
+    cluttered = [photo for photo in photos if is_cluttered(photo)]
+    if given is None and not config.whole and 2 * len(cluttered) > len(photos):
+        surroundings = tell_part(cluttered, scene, fit_config, checkpoint, device, terminal)
         if surroundings is None:
             terminal.say(
                 "  no part stands apart at the cameras' common focus: all that the photos show is inspected"
