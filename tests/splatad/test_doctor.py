@@ -49,7 +49,7 @@ def test_an_extra_is_ok_only_when_all_its_packages_are_there(
     assert "viser 1.1.1" in found["viewer"]["detail"]
     assert found["viewer"]["remedy"] == ""
     assert found["photos"]["state"] == "absent"
-    assert "without poselib, imageio-ffmpeg (there: pycolmap 4.2.1)" in found["photos"]["detail"]
+    assert "without poselib, imageio-ffmpeg, pi-heif (there: pycolmap 4.2.1)" in found["photos"]["detail"]
     assert found["photos"]["remedy"] == "pip install 'splatad[photos]'"
     assert found["core"]["state"] == "fault"
 
