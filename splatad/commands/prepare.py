@@ -44,7 +44,7 @@ class NerfSynthetic:
     """The scene's name in the workspace; the folder's if not given."""
     triangulate: bool = False
     """Where the scene has no points to start splats from, find some: features matched between the photos and triangulated
-    with the cameras as they are (the extra photos; seconds to minutes). Better than none for photos without a mask."""
+    with the cameras as they are (the extra photos; seconds to minutes)."""
     workspace: Path | None = None
     """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     copy: bool = False
@@ -63,7 +63,7 @@ class Nerfstudio:
     """Coloured points in the cameras' world (.ply, or COLMAP's points3D.bin or .txt) instead of transforms.json's."""
     triangulate: bool = False
     """Where the scene has no points to start splats from, find some: features matched between the photos and triangulated
-    with the cameras as they are (the extra photos; seconds to minutes). Better than none for photos without a mask."""
+    with the cameras as they are (the extra photos; seconds to minutes)."""
     workspace: Path | None = None
     """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     copy: bool = False
@@ -84,7 +84,7 @@ class Colmap:
     """Folder with cameras, images and points3D (.bin or .txt) instead of the one found: that with the most photos."""
     triangulate: bool = False
     """Where the scene has no points to start splats from, find some: features matched between the photos and triangulated
-    with the cameras as they are (the extra photos; seconds to minutes). Better than none for photos without a mask."""
+    with the cameras as they are (the extra photos; seconds to minutes)."""
     workspace: Path | None = None
     """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     copy: bool = False
@@ -103,7 +103,7 @@ class Llff:
     """Folder of the photos, one for each row of poses_bounds.npy, in the order of their names."""
     triangulate: bool = False
     """Where the scene has no points to start splats from, find some: features matched between the photos and triangulated
-    with the cameras as they are (the extra photos; seconds to minutes). Better than none for photos without a mask."""
+    with the cameras as they are (the extra photos; seconds to minutes)."""
     workspace: Path | None = None
     """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     copy: bool = False
@@ -170,7 +170,7 @@ class Mesh:
     """A CAD file or scan: photographed from all round by a ray caster; no photo of the part is needed.
 
     The photos are grey where the file has no colour, and lit softly from above and from the camera. `splatad fit` takes the
-    preset `mesh` for such a scene: splats start on the surface, and a fit needs under a minute. Broken meshes (holes,
+    preset `mesh` for such a scene: splats start on the surface, and a fit takes half of the usual steps. Broken meshes (holes,
     inverted faces, doubled vertices) are told and used; one without faces or area is refused.
     """
 
