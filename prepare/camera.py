@@ -76,6 +76,18 @@ class Camera:
         return replace(self, world_to_cam=world_to_cam)
 
 
+def lens_keys(camera: Camera) -> dict[str, float | int]:
+    """nerfstudio's keys of a pinhole lens, px."""
+    return {
+        "fl_x": camera.fl_x,
+        "fl_y": camera.fl_y,
+        "cx": camera.cx,
+        "cy": camera.cy,
+        "w": camera.width,
+        "h": camera.height,
+    }
+
+
 def fit_within(width: int, height: int, longest_px: int) -> tuple[int, int]:
     """Width and height scaled down, aspect kept, so that the longer side is at most `longest_px`; never scaled up."""
     scale = min(1.0, longest_px / max(width, height))

@@ -19,6 +19,7 @@ import tyro
 from jaxtyping import Float
 from torch import Tensor
 
+from detect.illumination import is_other_light
 from detect.metrics import auroc
 from prepare.scene import ViewImage, load_scene
 from splatad.inspector import Inspector
@@ -57,12 +58,6 @@ def main(config: Config) -> None:
         value = 100 * auroc(np.asarray(scores[condition]), np.asarray(bad))
         counts = ", ".join(f"{name} {count}" for name, count in sorted(verdicts[condition].items()))
         print(f"{condition}: image AUROC {value:.2f}; {counts}")
-
-
-def is_other_light(exposure: object) -> bool:
-    from detect import illumination
-
-    return illumination.is_other_light(exposure)  # type: ignore[arg-type]
 
 
 def _never(exposure: object) -> bool:

@@ -191,10 +191,10 @@ class Inspector:
         options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
         with torch.no_grad():
             render = rasterize(reference.gaussians, camera, background.to(device), options=options)
-            compared, exposure = self.compared(image), located.exposure
+            compared, exposure = photo, located.exposure
             notes: tuple[str, ...] = ()
             if reference.shape_only:
-                notes = (SHAPE_ONLY,)
+                compared, notes = self.compared(image), (SHAPE_ONLY,)
             elif is_other_light(located.exposure):
                 light = fit_illumination(photo, image.alpha, render.rgb.cpu(), render.alpha.cpu())
                 compared, exposure = light.removed(photo, image.alpha, background.cpu()), Exposure()

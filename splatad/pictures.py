@@ -186,8 +186,8 @@ def contact_sheet(
     pictures: Sequence[Float[Tensor, "height width 3"]], most: int = 20, longest_px: int = 200
 ) -> Float[Tensor, "rows columns 3"]:
     """At most `most` of `pictures`, evenly spread, small and side by side on a grid, row by row."""
-    chosen = [pictures[round(i * (len(pictures) - 1) / max(1, most - 1))] for i in range(most)]
-    chosen = list(pictures) if len(pictures) <= most else chosen
+    count = min(most, len(pictures))
+    chosen = [pictures[round(i * (len(pictures) - 1) / max(1, count - 1))] for i in range(count)]
     columns = math.ceil(math.sqrt(len(chosen)))
     rows = math.ceil(len(chosen) / columns)
     sheet = torch.ones(rows * longest_px, columns * longest_px, 3)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pose.locate import Located
-from prepare.camera import Camera, to_opengl_cam_to_world
+from prepare.camera import Camera, lens_keys, to_opengl_cam_to_world
 from prepare.undistort import Distortion
 from recon.rasterize import Render
 from splatad.lens import QueryLens
@@ -61,7 +61,7 @@ def pose_document(located: Located) -> dict[str, Any]:
         "alternatives": [_matrices(other) for other in located.alternatives],
         **_matrices(camera),
         "axes": "world_to_cam: OpenCV (x right, y down, z forward); transform_matrix: camera-to-world, OpenGL",
-        **_lens(camera),
+        **lens_keys(camera),
         "inliers": located.inliers,
         "overlap": located.overlap,
         "in_frame": located.in_frame,
@@ -91,7 +91,7 @@ def camera_document(
         document |= NO_CAMERA
     else:
         document |= pose_document(posed.located)
-        document |= _lens(posed.located.camera.resized(width, height))
+        document |= lens_keys(posed.located.camera.resized(width, height))
         document |= _distortion(None if posed.lens is None else posed.lens.distortion)
         document["lens"] = None if posed.lens is None else posed.lens.source
     document["reasons"] = list(posed.reasons)
@@ -103,7 +103,7 @@ def nerfstudio_frame(camera: Camera, distortion: Distortion | None, file_path: s
     """An entry of transforms.json's `frames`, its lens included; `camera` is of the size of the file."""
     return {
         "file_path": file_path,
-        **_lens(camera),
+        **lens_keys(camera),
         "camera_model": "OPENCV",
         **_distortion(distortion),
         "transform_matrix": _matrices(camera)["transform_matrix"],
@@ -186,17 +186,6 @@ def _matrices(camera: Camera) -> dict[str, Any]:
     return {
         "world_to_cam": world_to_cam.tolist(),
         "transform_matrix": to_opengl_cam_to_world(world_to_cam.double()).tolist(),
-    }
-
-
-def _lens(camera: Camera) -> dict[str, Any]:
-    return {
-        "fl_x": camera.fl_x,
-        "fl_y": camera.fl_y,
-        "cx": camera.cx,
-        "cy": camera.cy,
-        "w": camera.width,
-        "h": camera.height,
     }
 
 

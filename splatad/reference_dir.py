@@ -162,7 +162,8 @@ def finish_reference(
         save_landmarks(folder / LANDMARKS, landmarks)
     whole = None
     if surroundings is None:
-        (folder / SURROUNDINGS).unlink(missing_ok=True)  # likewise
+        for file in (SURROUNDINGS, SURROUNDINGS_INDEX):
+            (folder / file).unlink(missing_ok=True)  # likewise
     else:
         whole = _whole_scene(surroundings, reference, on_view=tell("index of the surroundings"))
         save_index(folder / SURROUNDINGS_INDEX, whole.index)

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from prepare.datasets.mad_sim import _nearest
+from prepare.datasets.mad_sim import chosen_classes
 from prepare.datasets.photos import find_photos, prepare_photos
 from prepare.datasets.scene_folder import Progress, no_progress
-from prepare.errors import InputError, UsageError
+from prepare.errors import InputError
 from prepare.image import IMAGE_SUFFIXES
 from prepare.scene import GOOD
 
@@ -37,11 +37,8 @@ def prepare_mad_real(
     class that is not there.
     """
     folders = find_photo_classes(data)
-    for wanted in classes or ():
-        if wanted not in folders:
-            raise UsageError(f"{data}: has no class {wanted!r}; {_nearest(wanted, list(folders))}")
     written = []
-    for name in dict.fromkeys(classes or folders):
+    for name in chosen_classes(data, folders, classes):
         folder = folders[name]
         train, test = subfolder(folder, "train"), subfolder(folder, "test")
         assert train is not None

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -57,10 +57,7 @@ def prepare_mad_sim(
             f"--subset: must be above 0 and at most 1, got {subset}; 0.5 keeps half of the train photos"
         )
     folders = find_classes(data)
-    for wanted in classes or ():
-        if wanted not in folders:
-            raise UsageError(f"{data}: has no class {wanted!r}; {_nearest(wanted, list(folders))}")
-    chosen = list(dict.fromkeys(classes)) if classes else list(folders)
+    chosen = chosen_classes(data, folders, classes)
     if name is not None and len(chosen) > 1:
         raise UsageError(f"--name {name}: is for one class, got {len(chosen)}; choose it with --class")
     return [
@@ -123,6 +120,14 @@ def find_classes(data: Path) -> dict[str, Path]:
 
 def _is_class(folder: Path) -> bool:
     return (folder / "transforms.json").is_file() and (folder / "train").is_dir()
+
+
+def chosen_classes(data: Path, folders: Mapping[str, Path], classes: Sequence[str] | None) -> list[str]:
+    """`classes` once each, or all of `folders`. Raises: UsageError for one that `data` has not, with what is near."""
+    for wanted in classes or ():
+        if wanted not in folders:
+            raise UsageError(f"{data}: has no class {wanted!r}; {_nearest(wanted, list(folders))}")
+    return list(dict.fromkeys(classes or folders))
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from prepare.camera import Camera, to_opengl_cam_to_world
+from prepare.camera import Camera, lens_keys, to_opengl_cam_to_world
 from prepare.datasets.scene_folder import Progress, SceneWriter, no_progress, share_intrinsics
 from prepare.errors import InputError, UsageError
 from prepare.exif import focal_from_exif, lens_from_exif
@@ -216,12 +216,7 @@ def lens_entry(camera: Camera, distortion: Distortion) -> dict[str, Any]:
     """nerfstudio's keys for a lens; lengths in px of the whole upright photo."""
     return {
         "camera_model": "OPENCV",
-        "fl_x": camera.fl_x,
-        "fl_y": camera.fl_y,
-        "cx": camera.cx,
-        "cy": camera.cy,
-        "w": camera.width,
-        "h": camera.height,
+        **lens_keys(camera),
         **{key: getattr(distortion, key) for key in ("k1", "k2", "p1", "p2")},
     }
 

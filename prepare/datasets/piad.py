@@ -16,7 +16,7 @@ from typing import Any
 
 from prepare.camera import to_opengl_cam_to_world
 from prepare.datasets.mad_real import find_photo_classes, mask_finder, subfolder
-from prepare.datasets.mad_sim import _nearest
+from prepare.datasets.mad_sim import chosen_classes
 from prepare.datasets.photos import find_photos, lens_entry, prepare_photos
 from prepare.datasets.scene_folder import (
     Progress,
@@ -25,7 +25,7 @@ from prepare.datasets.scene_folder import (
     share_intrinsics,
     write_foreground_masks,
 )
-from prepare.errors import InputError, UsageError
+from prepare.errors import InputError
 from prepare.image import IMAGE_SUFFIXES
 from prepare.scene import load_scene
 from prepare.undistort import Distortion
@@ -56,12 +56,9 @@ def prepare_piad(
     Raises: InputError where a class's photos or cameras cannot be used; UsageError for a class that is not there.
     """
     folders = find_photo_classes(data)
-    for wanted in classes or ():
-        if wanted not in folders:
-            raise UsageError(f"{data}: has no class {wanted!r}; {_nearest(wanted, list(folders))}")
     return [
         _prepare_class(name, folders[name], scene_folder, copy, progress)
-        for name in dict.fromkeys(classes or folders)
+        for name in chosen_classes(data, folders, classes)
     ]
 
 

@@ -145,6 +145,7 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
     from prepare.scene import load_scene
     from recon.appearance import flattened_photo
     from recon.fit import FitConfig, unseen_of
+    from recon.surroundings import is_cluttered
     from splatad.fit_shown import cut_photos, fit_folds, read_photos, without_colour
     from splatad.reference_dir import calibrate_reference, load_whole_reference
 
@@ -165,6 +166,14 @@ def _cross_fitted(config: Calibrate, folder: Path, device: torch.device, termina
     photos = read_photos(scene, fit_config.size_px, terminal)
     if loaded.whole_scene is not None:
         photos = cut_photos(photos, loaded.whole_scene.surroundings, reference.options)
+    elif (
+        any(is_cluttered(photo) for photo in photos)
+        and not reference.settings.get("keep_background", True)
+        and not reference.settings.get("whole", False)
+    ):
+        raise UsageError(
+            "--folds: the part was told from its surroundings and those were not kept (--no-keep-background); fit it again"
+        )
     features = loaded.calibration.detector.partition("+")[2]
     checkpoints = folder / "cross-fit"
     fits = fit_folds(scene, photos, fit_config, config.folds, checkpoints, device, terminal)

@@ -179,8 +179,9 @@ def run(config: Fit) -> int:
             "folds": 0,
             "from_splats": None,
             "appearance": "colour",
+            "whole": False,
+            "keep_background": True,
         }
-        defaults |= {"whole": False, "keep_background": True}
         if existing is not None and all(
             existing.settings.get(key, default) == settings.get(key, default)
             for key, default in defaults.items()
