@@ -50,6 +50,7 @@ MESHES = {
 }
 LEAST_PX = 60  # of a defect's mask
 EDGE = 0.02  # of the faces at a defect, half lengths of the part
+PAINTS = 24  # blotches of colour on a painted part
 SAME_VIEW = 0.02  # mean difference of the part's pixels, from where it looks the same
 HEADINGS = (
     "part", "prepare s", "fit s", "photos", "< 0.5 deg", "< 1 deg", "same view", "median deg", "unflagged", "AUROC",
@@ -73,7 +74,9 @@ class Options:
     )
     """Folder of the datasets; the meshes are in its `meshes`."""
     shape: bool = False
-    """Take the references' colours away: the photos, with theirs, are compared by outline alone."""
+    """Take the references' colours away: the photos, with theirs, are compared by shape alone."""
+    paint: bool = False
+    """Photograph the parts in blotches of PAINTS colours, under a sky from another side than the reference's."""
     pictures: Path | None = None
     """Also keep the photos and masks here."""
     json: Path | None = None
@@ -174,6 +177,21 @@ def bump(mesh: Mesh, rng: np.random.Generator) -> Mesh:
     return with_corners(fine, fine.vertices + lift[:, None] * normal)
 
 
+def painted(mesh: Mesh, rng: np.random.Generator) -> Mesh:
+    """The surface in blotches, each face in the colour of the nearest of PAINTS places in and about the part."""
+    places = rng.uniform(*mesh.bounds, size=(PAINTS, 3))
+    colours = rng.uniform(0.1, 0.95, size=(PAINTS, 3))
+    fine = finer(mesh, np.ones(mesh.faces.shape, bool)) if len(mesh.faces) < 20_000 else mesh
+    middles = fine.vertices[fine.faces].mean(axis=1)
+    nearest = np.linalg.norm(middles[:, None] - places, axis=2).argmin(axis=1)
+    return mesh_of(fine.vertices[fine.faces], colours=np.repeat(colours[nearest][:, None], 3, axis=1))
+
+
+def bare(mesh: Mesh) -> Mesh:
+    """The surface in grey."""
+    return mesh_of(mesh.vertices[mesh.faces])
+
+
 def differing(a: MeshView, b: MeshView) -> np.ndarray:
     """Pixels at which one shows what the other does not, or nearer or farther by more than 0.002."""
     both = np.isfinite(a.depth) & np.isfinite(b.depth)
@@ -181,8 +199,8 @@ def differing(a: MeshView, b: MeshView) -> np.ndarray:
     return apart | (np.isfinite(a.depth) != np.isfinite(b.depth))
 
 
-def photograph(mesh: Mesh, camera: Camera) -> MeshView:
-    return MeshPainter(mesh, surface_finder(mesh), UP).photograph(camera)
+def photograph(mesh: Mesh, camera: Camera, up: np.ndarray = UP) -> MeshView:
+    return MeshPainter(mesh, surface_finder(mesh), up).photograph(camera)
 
 
 def on_white(view: MeshView) -> np.ndarray:
@@ -234,11 +252,11 @@ def make_reference(options: Options, name: str) -> tuple[float, float]:
 
 
 def defective(
-    mesh: Mesh, camera: Camera, good: MeshView, rng: np.random.Generator, kind: str
+    mesh: Mesh, camera: Camera, good: MeshView, rng: np.random.Generator, kind: str, up: np.ndarray
 ) -> tuple[MeshView, np.ndarray]:
     """A twin's photo and the defect's mask."""
     for _ in range(200):
-        twin = photograph((cut if kind == "cut" else bump)(mesh, rng), camera)
+        twin = photograph((cut if kind == "cut" else bump)(mesh, rng), camera, up)
         mask = differing(good, twin)
         if int(mask.sum()) >= LEAST_PX:
             return twin, mask
@@ -252,13 +270,22 @@ def try_part(options: Options, name: str, temporary: Path) -> list[Outcome]:
     inspector = Inspector.open(
         options.work / "references" / reference_name(options, name), torch.device("cpu")
     )
+    shown, up = mesh, UP
+    if options.paint:
+        paint = np.random.default_rng([zlib.crc32(name.encode()), 77])
+        mesh = painted(mesh, paint)
+        up = paint.normal(size=3)
+        up /= np.linalg.norm(up)
+    if options.shape:  # what looks the same without colours is the same
+        shown = bare(mesh)
     outcomes = []
     for number in range(options.cameras):
         rng = np.random.default_rng([zlib.crc32(name.encode()), number])
         camera = random_camera(mesh, rng)
-        good = photograph(mesh, camera)
+        good = photograph(mesh, camera, up)
+        shown_good = photograph(shown, camera)
         kind = ("cut", "bump")[number % 2]
-        twin, mask = defective(mesh, camera, good, rng, kind)
+        twin, mask = defective(mesh, camera, good, rng, kind, up)
         for defect, view in (("good", good), (kind, twin)):
             path = temporary / f"{name}-{number:02d}-{defect}.png"
             write_image(path, torch.from_numpy(on_white(view)))
@@ -268,9 +295,9 @@ def try_part(options: Options, name: str, temporary: Path) -> list[Outcome]:
             if located is not None:
                 found = located.camera.world_to_cam.double()
                 turn = float(rotation_error_deg(found, camera.world_to_cam))
-                seen = photograph(mesh, camera.moved(found))
-                part = (seen.alpha > 0) | (good.alpha > 0)
-                same = float(np.abs(on_white(seen) - on_white(good))[part].mean()) < SAME_VIEW
+                seen = photograph(shown, camera.moved(found))
+                part = (seen.alpha > 0) | (shown_good.alpha > 0)
+                same = float(np.abs(on_white(seen) - on_white(shown_good))[part].mean()) < SAME_VIEW
             outcomes.append(
                 Outcome(
                     name, path.name, defect, int(mask.sum()) if defect != "good" else 0, inspection.verdict.name,
