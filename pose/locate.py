@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pose.coarse import Hypothesis, coarse_cameras
 from pose.index import RENDER_PX, PoseIndex
+from pose.inner_edges import PhotoEdges, Support, shape_edges, support
 from pose.keypoints import extractor
 from pose.landmarks import LANDMARK_PX, Landmarks
 from pose.matching import match, pnp_cameras
@@ -33,6 +34,7 @@ SAME_DEG = 1.0  # refined hypotheses nearer than this are the same camera
 OTHER_DEG = 5.0  # cameras further apart than this are different answers
 # A different camera whose cost is within this factor of the best's explains the photo as well.
 AMBIGUOUS = 1.15
+OUTLINE_ALIKE = 3.0  # likewise where outlines alone were compared and inner edges decide
 LEAST_COST = 1e-5  # mean robust loss a pixel below which differences mean nothing
 UNSETTLED_COST = 2e-4  # likewise before a camera has settled
 CERTAIN = 0.99  # belief that the worst good photo held out gets by each measure (`calibrate_belief`)
@@ -110,13 +112,15 @@ def locate(
     limits: BeliefLimits | None = None,
     landmarks: Landmarks | None = None,
     start: Camera | None = None,
+    inner: PhotoEdges | None = None,
 ) -> Located | None:
     """The camera that took `rgb` (over the reference's background), None where the photo shows nothing.
 
     `alpha` is the part's share of each pixel as far as known (ones: not known), `lens` the photo's intrinsics at its
     size. Rough cameras come from the index of small renders and, where there are `landmarks`, from matched features
     too; a `start` within a few degrees of the truth, where it is given, is the only one. A camera that is not believed
-    is sought a second time, from larger photos on. The result depends on the photo and the reference alone.
+    is sought a second time, from larger photos on. Where `rgb` is an outline alone, the photo's `inner` edges decide between
+    cameras that it does not tell apart, and a camera whose edges they are not is sought a second time too. The result depends on the photo and the reference alone.
     """
     config, limits = config or LocateConfig(), limits or BeliefLimits()
     background = reference.background if background is None else background
@@ -134,12 +138,12 @@ def locate(
     after_coarse = time.perf_counter()
     judge = _Judge(reference, levels, rgb, alpha, background, limits)
     if config.refine == "levenberg":
-        search = _Search(reference, levels, pyramid, background, config)
+        search = _Search(reference, levels, pyramid, background, config, inner)
         outcome = search.from_afar(cameras) if start is None else search.from_near(cameras)
         located = judge.judged(outcome, len(cameras))
-        if start is None and not located.believed:
+        if start is None and not (located.believed and search.shows_edges(outcome.best)):
             second = search.from_near(cameras)
-            if second.best.cost < outcome.best.cost - LEAST_COST:
+            if search.is_better(second.best, outcome.best):
                 located = judge.judged(second, len(cameras))
     else:
         adam = SPLATPOSE if config.refine == "splatpose" else AdamConfig()
@@ -207,9 +211,10 @@ class _Search:
         pyramid: tuple[PhotoLevel, ...],
         background: Float[Tensor, "rgb=3"],
         config: LocateConfig,
+        inner: PhotoEdges | None = None,
     ) -> None:
         self.reference, self.levels, self.pyramid = reference, levels, pyramid
-        self.background = background
+        self.background, self.inner = background, inner
         self.config = config.levenberg
 
     def refine(
@@ -254,6 +259,8 @@ class _Search:
             turn_deg(r.camera.world_to_cam, carried[0].camera.world_to_cam) < SAME_DEG for r in carried
         ) / len(carried)
         finalists = sorted(finalists, key=_cost)
+        if self.inner is not None and len(finalists) > 1:
+            finalists = self._by_inner_edges(finalists)
         alike = [
             r
             for r in finalists[1:]
@@ -262,6 +269,33 @@ class _Search:
         ]
         best = self.refine(finalists[0].camera, 3, 0, finalists[0].exposure, last_round=True)
         return _Outcome(best, agreed, alike)
+
+    def _by_inner_edges(self, finalists: list[Refined]) -> list[Refined]:
+        """Of `finalists`, best outline first: the one whose edges the photo shows best, then those that it shows as well."""
+        supports = [(r, self._support(r)) for r in finalists if r.cost < OUTLINE_ALIKE * finalists[0].cost + LEAST_COST]
+        first, most = supports[0]
+        for r, shown in supports[1:]:
+            if shown.exceeds(most):
+                first, most = r, shown
+        return [first, *(r for r, shown in supports if r is not first and not most.exceeds(shown))]
+
+    def _support(self, result: Refined) -> Support:
+        assert self.inner is not None
+        reference = self.reference
+        edges = shape_edges(
+            reference.gaussians, result.camera, reference.options, reference.volume.half_size, self.inner.within
+        )  # fmt: skip
+        return support(edges, self.inner)
+
+    def shows_edges(self, result: Refined) -> bool:
+        """Whether the photo shows the shape's inner edges, as far as these are asked for."""
+        return self.inner is None or self._support(result).seen
+
+    def is_better(self, result: Refined, other: Refined) -> bool:
+        """Whether a second search's `result` replaces the first's."""
+        if self.inner is None:
+            return result.cost < other.cost - LEAST_COST
+        return self._by_inner_edges(sorted([other, result], key=_cost))[0] is result
 
 
 def agreement(

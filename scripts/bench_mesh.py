@@ -51,6 +51,7 @@ MESHES = {
 LEAST_PX = 60  # of a defect's mask
 EDGE = 0.02  # of the faces at a defect, half lengths of the part
 PAINTS = 24  # blotches of colour on a painted part
+FEW_FACES = 5000  # with fewer, faces are too large to be painted in one colour each
 SAME_VIEW = 0.02  # mean difference of the part's pixels, from where it looks the same
 HEADINGS = (
     "part", "prepare s", "fit s", "photos", "< 0.5 deg", "< 1 deg", "same view", "median deg", "unflagged", "AUROC",
@@ -181,7 +182,7 @@ def painted(mesh: Mesh, rng: np.random.Generator) -> Mesh:
     """The surface in blotches, each face in the colour of the nearest of PAINTS places in and about the part."""
     places = rng.uniform(*mesh.bounds, size=(PAINTS, 3))
     colours = rng.uniform(0.1, 0.95, size=(PAINTS, 3))
-    fine = finer(mesh, np.ones(mesh.faces.shape, bool)) if len(mesh.faces) < 20_000 else mesh
+    fine = finer(mesh, np.ones(mesh.faces.shape, bool)) if len(mesh.faces) < FEW_FACES else mesh
     middles = fine.vertices[fine.faces].mean(axis=1)
     nearest = np.linalg.norm(middles[:, None] - places, axis=2).argmin(axis=1)
     return mesh_of(fine.vertices[fine.faces], colours=np.repeat(colours[nearest][:, None], 3, axis=1))
@@ -201,6 +202,13 @@ def differing(a: MeshView, b: MeshView) -> np.ndarray:
 
 def photograph(mesh: Mesh, camera: Camera, up: np.ndarray = UP) -> MeshView:
     return MeshPainter(mesh, surface_finder(mesh), up).photograph(camera)
+
+
+def looks_the_same(mesh: Mesh, a: Camera, b: Camera) -> bool:
+    """Whether both see as good as the same picture of it."""
+    one, other = photograph(mesh, a), photograph(mesh, b)
+    part = (one.alpha > 0) | (other.alpha > 0)
+    return float(np.abs(on_white(one) - on_white(other))[part].mean()) < SAME_VIEW
 
 
 def on_white(view: MeshView) -> np.ndarray:
@@ -283,7 +291,6 @@ def try_part(options: Options, name: str, temporary: Path) -> list[Outcome]:
         rng = np.random.default_rng([zlib.crc32(name.encode()), number])
         camera = random_camera(mesh, rng)
         good = photograph(mesh, camera, up)
-        shown_good = photograph(shown, camera)
         kind = ("cut", "bump")[number % 2]
         twin, mask = defective(mesh, camera, good, rng, kind, up)
         for defect, view in (("good", good), (kind, twin)):
@@ -295,9 +302,7 @@ def try_part(options: Options, name: str, temporary: Path) -> list[Outcome]:
             if located is not None:
                 found = located.camera.world_to_cam.double()
                 turn = float(rotation_error_deg(found, camera.world_to_cam))
-                seen = photograph(shown, camera.moved(found))
-                part = (seen.alpha > 0) | (shown_good.alpha > 0)
-                same = float(np.abs(on_white(seen) - on_white(shown_good))[part].mean()) < SAME_VIEW
+                same = turn < 1.0 or looks_the_same(shown, camera, camera.moved(found))
             outcomes.append(
                 Outcome(
                     name, path.name, defect, int(mask.sum()) if defect != "good" else 0, inspection.verdict.name,

@@ -16,6 +16,7 @@ from detect.anomaly_map import AnomalyMap
 from detect.defects import Defect, find_defects
 from detect.illumination import fit_illumination, is_other_light
 from detect.verdict import Verdict, decide, no_part_verdict
+from pose.inner_edges import photo_edges
 from pose.locate import BeliefLimits, LocateConfig, Located, locate
 from pose.residual import Exposure
 from prepare.scene import ViewImage, load_query_image
@@ -154,6 +155,9 @@ class Inspector:
         assert image.camera is not None
         loaded = self.loaded
         reference = loaded.reference
+        inner = None
+        if reference.shape_only:
+            inner = photo_edges(over_background(image, reference.background.cpu()), image.alpha)
         return locate(
             reference,
             loaded.index,
@@ -165,6 +169,7 @@ class Inspector:
             config=self.config_for(lens),
             limits=loaded.calibration.belief,
             landmarks=loaded.landmarks,
+            inner=inner,
         )
 
     def judge(
