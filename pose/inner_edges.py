@@ -50,7 +50,9 @@ class ShapeEdges:
 class PhotoEdges:
     """Where a photo of a part shows edges."""
 
-    rank: Float[Tensor, "direction height width"]  # of the strongest edge near by among all of the part's, in [0, 1]
+    rank: Float[
+        Tensor, "direction height width"
+    ]  # of the strongest edge near by among all of the part's, in [0, 1]
     within: Bool[Tensor, "height width"]  # the part less MARGIN_PX
 
     def ranks_at(self, edges: ShapeEdges) -> Float[Tensor, " n"]:
@@ -71,9 +73,7 @@ class Support:
         return self.value - other.value > SURELY * math.hypot(self.chance, other.chance)
 
 
-def photo_edges(
-    rgb: Float[Tensor, "height width rgb=3"], alpha: Float[Tensor, "height width"]
-) -> PhotoEdges:
+def photo_edges(rgb: Float[Tensor, "height width rgb=3"], alpha: Float[Tensor, "height width"]) -> PhotoEdges:
     """The edges of a photo whose share of the part is `alpha`, at MOST_PX at most.
 
     By ranks, a photo full of paint makes no camera likelier than a plain one does.
@@ -118,7 +118,8 @@ def shape_edges(
         gaussians, camera, options=RasterOptions(antialiased=options.antialiased, depth=True),
         extra=ExtraChannels(normals, normals.new_zeros(3)),
     )  # fmt: skip
-    assert shown.depth is not None and shown.extra is not None
+    assert shown.depth is not None
+    assert shown.extra is not None
     alpha = shown.alpha.clamp_min(1e-4)
     depth = shown.depth / alpha * (FOLD / (DROP * half_size))  # a drop counts as much as a fold
     planes = _blurred(torch.cat([shown.extra / alpha, depth[None]]).cpu())

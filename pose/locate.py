@@ -119,8 +119,9 @@ def locate(
     `alpha` is the part's share of each pixel as far as known (ones: not known), `lens` the photo's intrinsics at its
     size. Rough cameras come from the index of small renders and, where there are `landmarks`, from matched features
     too; a `start` within a few degrees of the truth, where it is given, is the only one. A camera that is not believed
-    is sought a second time, from larger photos on. Where `rgb` is an outline alone, the photo's `inner` edges decide between
-    cameras that it does not tell apart, and a camera whose edges they are not is sought a second time too. The result depends on the photo and the reference alone.
+    is sought a second time, from larger photos on. Where `rgb` is an outline alone, the photo's `inner` edges decide
+    between cameras that it does not tell apart, and a camera whose inner edges the photo does not show is sought a second
+    time too. The result depends on the photo and the reference alone.
     """
     config, limits = config or LocateConfig(), limits or BeliefLimits()
     background = reference.background if background is None else background
@@ -272,7 +273,11 @@ class _Search:
 
     def _by_inner_edges(self, finalists: list[Refined]) -> list[Refined]:
         """Of `finalists`, best outline first: the one whose edges the photo shows best, then those that it shows as well."""
-        supports = [(r, self._support(r)) for r in finalists if r.cost < OUTLINE_ALIKE * finalists[0].cost + LEAST_COST]
+        supports = [
+            (r, self._support(r))
+            for r in finalists
+            if r.cost < OUTLINE_ALIKE * finalists[0].cost + LEAST_COST
+        ]
         first, most = supports[0]
         for r, shown in supports[1:]:
             if shown.exceeds(most):
@@ -393,7 +398,9 @@ class _Judge:
                 )
             else:
                 reasons.append(f"the camera's angle is uncertain by {sigma_deg:.2f} degrees")
-                beliefs.append(_logistic(4.0 * math.log(limits.most_sigma_deg / max(sigma_deg, 1e-9))))
+                # Infinite where the normal equations are singular.
+                known = math.isfinite(sigma_deg)
+                beliefs.append(_logistic(4.0 * math.log(limits.most_sigma_deg / sigma_deg)) if known else 0.0)
         if alternatives and not reasons:
             ambiguity = f"the part looks the same from {len(alternatives) + 1} sides: which of them the photo shows is not known"
         return Located(

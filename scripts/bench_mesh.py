@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,8 @@ class Options:
     """Take the references' colours away: the photos, with theirs, are compared by shape alone."""
     paint: bool = False
     """Photograph the parts in blotches of PAINTS colours, under a sky from another side than the reference's."""
+    far: float = 1.0
+    """Photographs from so many times as far through a lens so many times as long, which is then known."""
     pictures: Path | None = None
     """Also keep the photos and masks here."""
     json: Path | None = None
@@ -112,6 +114,13 @@ def random_camera(mesh: Mesh, rng: np.random.Generator, size_px: int = 400) -> C
     pose = camera.world_to_cam.clone()
     pose[2, 3] *= rng.uniform(0.95, 1.15)
     return camera.moved(roll @ pose)
+
+
+def farther(camera: Camera, times: float) -> Camera:
+    """So many times as far away, through a lens so many times as long."""
+    pose = camera.world_to_cam.clone()
+    pose[:3, 3] *= times
+    return replace(camera.moved(pose), fl_x=times * camera.fl_x, fl_y=times * camera.fl_y)
 
 
 def finer(mesh: Mesh, near: np.ndarray) -> Mesh:
@@ -290,13 +299,15 @@ def try_part(options: Options, name: str, temporary: Path) -> list[Outcome]:
     for number in range(options.cameras):
         rng = np.random.default_rng([zlib.crc32(name.encode()), number])
         camera = random_camera(mesh, rng)
+        camera = farther(camera, options.far)
         good = photograph(mesh, camera, up)
         kind = ("cut", "bump")[number % 2]
         twin, mask = defective(mesh, camera, good, rng, kind, up)
         for defect, view in (("good", good), (kind, twin)):
             path = temporary / f"{name}-{number:02d}-{defect}.png"
             write_image(path, torch.from_numpy(on_white(view)))
-            inspection = inspector.inspect(path)
+            lens = replace(inspector.lens(path), camera=camera)
+            inspection = inspector.inspect_image(path.name, inspector.read(path, lens), None, lens)
             located = inspection.located
             turn, same = math.nan, False
             if located is not None:

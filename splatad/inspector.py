@@ -28,7 +28,8 @@ from splatad.pose_output import pose_document
 from splatad.reference_dir import LoadedReference, load_whole_reference
 
 SHAPE_ONLY = (
-    "the reference has no colours of its own: only the part's outline was compared, nothing inside it"
+    "the reference has no colours of its own: geometry alone was compared. The part's outline and the edges of its shape "
+    "inside it gave the camera; defects are looked for along the outline, not inside it"
 )
 # Surroundings reach beyond every frame and have no outline.
 IN_SURROUNDINGS = BeliefLimits(least_overlap=0.0, least_in_frame=0.0)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pose.inner_edges import photo_edges
 from pose.se3 import turn_deg
 from prepare.scene import ViewImage
 from recon.appearance import flattened_photo, one_colour
@@ -47,6 +48,18 @@ def test_the_same_outline_in_other_colours_has_the_same_score(toy, inspector):
     other = replace(photo, rgb=(1 - photo.rgb) * photo.alpha[..., None] + (1 - photo.alpha[..., None]))
     scores = [inspector.inspect_image("a", image_of(one)).score for one in (photo, other)]
     assert scores[0] == scores[1]
+
+
+def test_inner_edges_come_from_the_photo_itself_and_only_for_a_reference_without_colours(
+    toy, inspector, monkeypatch
+):
+    photo = toy.photo(toy.cameras(4, seed=77)[0])
+    given = []
+    monkeypatch.setattr("splatad.inspector.locate", lambda *_, inner, **__: given.append(inner))
+    inspector.locate(image_of(photo))
+    Inspector(toy.loaded).locate(image_of(photo))
+    assert torch.equal(given[0].rank, photo_edges(photo.rgb, photo.alpha).rank)
+    assert given[1] is None
 
 
 def test_a_missing_piece_of_the_outline_is_ng_there(toy, inspector):
