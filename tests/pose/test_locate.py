@@ -298,3 +298,11 @@ def test_matched_landmarks_give_the_camera_where_the_small_renders_mislead(toy, 
     assert with_landmarks.believed
     assert with_landmarks.hypotheses > without.hypotheses == 1
     assert not without.believed
+
+
+def test_a_turn_that_the_photo_leaves_open_altogether_is_not_believed(toy, photos, monkeypatch):
+    monkeypatch.setattr("pose.locate._spread", lambda *_: (math.inf, math.inf, None))
+    result = found(toy, photos[0])
+    assert result.belief == 0.0
+    assert not result.believed
+    assert any("uncertain" in reason for reason in result.reasons)
