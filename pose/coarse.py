@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pose.index import (
@@ -22,6 +22,8 @@ from pose.se3 import rotation_from_vector
 from prepare.camera import Camera
 
 ROLLS = 24  # in-plane turns tried, 15 degrees apart
+OTHER_ROLL_DEG = 60.0  # in-plane turns further apart than this are different answers
+OTHER_ROLL_LOSS = 0.08  # of similarity, up to which the second best of them is tried too: long parts look alike upside down
 APART_DEG = 12.0  # hypotheses nearer to a better one of the same kind than this are dropped
 
 
@@ -44,7 +46,9 @@ def coarse_cameras(
     *,
     most: int = 12,
 ) -> tuple[Hypothesis, ...]:
-    """At most `most` rough cameras for a photo, best first; none where the photo shows no part.
+    """Rough cameras for a photo, best first; none where the photo shows no part.
+
+    At most `most` from different sides, and beside them those turned in their plane that fit about as well.
 
     `difference` is the photo less its background (zero off the part), `alpha` the part's share of each pixel, both at
     about the index's render size; `camera` is the photo's lens at that size.
@@ -61,6 +65,7 @@ def coarse_cameras(
     patches = torch.stack([centred_patch(difference, place, float(roll)) for roll in rolls])
     table = index.centred @ patches.T
     best, which = table.max(dim=1)
+    second, second_which = _other_rolls(table, which)
     penalty = 0.0 if truncated_share(alpha) < TRUNCATED_SHARE else 0.05
     longest = max(camera.width, camera.height)
     for i, value in _separate(best, index.world_to_cam, most - len(found)):
@@ -68,13 +73,28 @@ def coarse_cameras(
         lens_ratio = camera.fl_x / (
             index.camera.fl_x * longest / max(index.camera.width, index.camera.height)
         )
-        moved = _moved_in_image(
-            index.world_to_cam[i], camera, index.camera, (u, v), (place.u, place.v),
-            radius * lens_ratio / place.radius, float(rolls[which[i]]),
-        )  # fmt: skip
-        found.append(Hypothesis(camera.moved(moved), value - penalty, "centred"))
+        tried = [(value, which[i])]
+        if float(second[i]) > value - OTHER_ROLL_LOSS:
+            tried.append((float(second[i]), second_which[i]))
+        for similar, roll in tried:
+            moved = _moved_in_image(
+                index.world_to_cam[i], camera, index.camera, (u, v), (place.u, place.v),
+                radius * lens_ratio / place.radius, float(rolls[roll]),
+            )  # fmt: skip
+            found.append(Hypothesis(camera.moved(moved), similar - penalty, "centred"))
     found.sort(key=lambda hypothesis: -hypothesis.similarity)
     return tuple(found)
+
+
+def _other_rolls(
+    table: Float[Tensor, "n roll"], best: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """The best of the rolls at least OTHER_ROLL_DEG from `best`: value and number."""
+    rolls = table.shape[1]
+    apart = (torch.arange(rolls)[None] - best[:, None]) % rolls
+    apart = torch.minimum(apart, rolls - apart) * (360.0 / rolls)
+    found = table.masked_fill(apart < OTHER_ROLL_DEG, -math.inf).max(dim=1)
+    return found.values, found.indices
 
 
 def _moved_in_image(

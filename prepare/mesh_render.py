@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -172,8 +172,32 @@ class MeshPainter:
 
     def photograph(self, camera: Camera) -> MeshView:
         """The mesh from `camera`: one sample a pixel, `supersample`^2 where the neighbours' differ, averaged."""
-        wanted = _frame_of(self.mesh, camera)
-        shape = wanted.shape
+        rows, columns = _frame_of(self.mesh, camera)
+        window = replace(
+            camera,
+            cx=camera.cx - columns.start,
+            cy=camera.cy - rows.start,
+            width=columns.stop - columns.start,
+            height=rows.stop - rows.start,
+        )
+        part = self._photograph(window)
+        shape = (camera.height, camera.width)
+        view = MeshView(
+            np.zeros((*shape, 3), np.float32),
+            np.zeros(shape, np.float32),
+            np.full(shape, np.inf, np.float32),
+            np.zeros((*shape, 3), np.float32),
+        )
+        for whole, piece in (
+            (view.rgb, part.rgb), (view.alpha, part.alpha), (view.depth, part.depth), (view.normals, part.normals)
+        ):  # fmt: skip
+            whole[rows, columns] = piece
+        return view
+
+    def _photograph(self, camera: Camera) -> MeshView:
+        """All of what `camera` sees."""
+        shape = (camera.height, camera.width)
+        wanted = np.ones(shape, bool)
         hits = self.finder.find(camera, 1, wanted)
         colour, normal = self._shade(camera, hits, _rays(camera, 1, wanted), 1)
         rgb, alpha = np.zeros((*shape, 3), np.float32), np.zeros(shape, np.float32)
@@ -181,7 +205,7 @@ class MeshPainter:
         rgb[wanted], alpha[wanted] = colour[:, 0], hits.face[:, 0] >= 0
         depth[wanted], normals[wanted] = hits.depth[:, 0], normal[:, 0]
         if self.supersample > 1:
-            edges = _changing(rgb, alpha, depth, normals) & wanted
+            edges = _changing(rgb, alpha, depth, normals)
             hits = self.finder.find(camera, self.supersample, edges)
             colour, _ = self._shade(camera, hits, _rays(camera, self.supersample, edges), self.supersample)
             covered = (hits.face >= 0).astype(np.float32)
@@ -284,8 +308,9 @@ class SurfacePoints:
     """Points on what can be seen of a mesh."""
 
     positions: Float[np.ndarray, "n xyz=3"]  # world
-    normals: Float[np.ndarray, "n xyz=3"]  # unit; which of both sides is not said
+    normals: Float[np.ndarray, "n xyz=3"]  # unit, on the side that cameras see most
     colours: Float[np.ndarray, "n rgb=3"]  # in [0, 1], lit as the average camera sees them
+    headlight: Float[np.ndarray, "n rgb=3"]  # of `prepare.points.PointCloud`
 
 
 def surface_points(
@@ -298,25 +323,31 @@ def surface_points(
 ) -> SurfacePoints:
     """About `count` points evenly on the faces that a camera sees by its depth map (what lies inside is left out)."""
     rng = np.random.default_rng(seed)
-    positions, normals, colours = _sampled(mesh, painter, 4 * count, rng)
+    positions, normals, base = _sampled(mesh, painter, 4 * count, rng)
     seen = np.zeros(len(positions), bool)
+    side = np.zeros(len(positions))  # cameras in front of the face, less those behind
     for camera, depth in zip(cameras, depths, strict=True):
         u, v, z = camera.project(torch.from_numpy(positions)).unbind(-1)
         column = u.numpy().astype(int).clip(0, camera.width - 1)
         row = v.numpy().astype(int).clip(0, camera.height - 1)
         # Across a pixel a surface at 60 degrees recedes by less than two of its widths.
-        seen |= np.abs(z.numpy() - depth[row, column]) < 2.0 * z.numpy() / camera.fl_x
+        shown = np.abs(z.numpy() - depth[row, column]) < 2.0 * z.numpy() / camera.fl_x
+        seen |= shown
+        side += shown * np.sign(np.einsum("ij,ij->i", normals, camera.centre.double().numpy() - positions))
     if not seen.any():
         seen[:] = True
-    positions, normals, colours = positions[seen], normals[seen], colours[seen]
+    positions, normals, base = positions[seen], normals[seen], base[seen]
+    normals[side[seen] < 0] *= -1.0
     chosen = _thinned(positions, count)
-    return SurfacePoints(positions[chosen], normals[chosen], colours[chosen])
+    positions, normals, base = positions[chosen], normals[chosen], base[chosen]
+    light = AMBIENT + SKY * (0.5 + 0.5 * (normals @ painter.up)) + HEAD * 2.0 / 3.0
+    return SurfacePoints(positions, normals, base * light[:, None], base * HEAD)
 
 
 def _sampled(
     mesh: Mesh, painter: MeshPainter, count: int, rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Points spread by area, with normals and colours."""
+    """Points spread by area, with normals and unlit colours."""
     # One point in each of `count` equal slices of the area: faces that are larger than a slice never go without.
     edges = np.cumsum(mesh.areas)
     at = (np.arange(count) + rng.random(count)) / count * edges[-1]
@@ -328,8 +359,7 @@ def _sampled(
     normals = _interpolated(mesh.corner_normals, face, weight)
     normals /= np.maximum(_lengths(normals), 1e-12)
     base = painter.albedo(face, weight, np.full(count, math.sqrt(edges[-1] / count)))
-    light = AMBIENT + SKY * (0.5 + 0.5 * (normals @ painter.up)) + HEAD * 2.0 / 3.0
-    return positions, normals, base * light[:, None]
+    return positions, normals, base
 
 
 def _thinned(points: NDArray[Any], count: int) -> NDArray[Any]:
@@ -404,17 +434,17 @@ def _cells(image: NDArray[Any], supersample: int) -> NDArray[Any]:
     return split.swapaxes(1, 2).reshape(height, width, supersample * supersample, *image.shape[2:])
 
 
-def _frame_of(mesh: Mesh, camera: Camera) -> NDArray[np.bool_]:
-    """The pixels within the mesh's rectangle on the screen."""
-    wanted = np.zeros((camera.height, camera.width), bool)
+def _frame_of(mesh: Mesh, camera: Camera) -> tuple[slice, slice]:
+    """Rows and columns of the mesh's rectangle on the screen; all where it reaches behind the camera or is out of sight."""
     seen = camera.project(torch.from_numpy(mesh.vertices).to(camera.world_to_cam.dtype)).numpy()
+    whole = slice(0, camera.height), slice(0, camera.width)
     if seen[:, 2].min() <= 0:
-        wanted[:] = True
-        return wanted
+        return whole
     left, top = np.floor(seen[:, :2].min(axis=0)).astype(int) - 1
     right, bottom = np.ceil(seen[:, :2].max(axis=0)).astype(int) + 1
-    wanted[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = True
-    return wanted
+    rows = slice(max(0, top), min(camera.height, max(0, bottom)))
+    columns = slice(max(0, left), min(camera.width, max(0, right)))
+    return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else whole
 
 
 def _changing(

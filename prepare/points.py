@@ -26,6 +26,7 @@ _PLY_TYPES = {
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "<"}
 _COLOURS = ("red", "green", "blue")
 _NORMALS = ("nx", "ny", "nz")
+_HEADLIGHT = ("head_red", "head_green", "head_blue")  # ours
 _COLMAP_POINT = struct.Struct("<Q3d3BdQ")  # id, position, colour, error, length of the track
 
 
@@ -38,6 +39,9 @@ class PointCloud:
     normals: Float[Tensor, "n xyz=3"] | None = (
         None  # unit; None where the file has none, or some of them are zero
     )
+    # What a lamp at the camera adds to the colour where the normal points at it; it falls with the cosine, and `colours` hold
+    # two thirds of it, the mean over a hemisphere. None where the file does not say, or has no normals.
+    headlight: Float[Tensor, "n rgb=3"] | None = None
 
 
 def read_points(path: Path) -> PointCloud:
@@ -49,15 +53,15 @@ def read_points(path: Path) -> PointCloud:
         raise InputError(f"{path}: no such point cloud; check the path")
     readers = {
         ".ply": _read_ply,
-        ".bin": lambda path: (*_read_colmap_bin(path), None),
-        ".txt": lambda path: (*_read_colmap_txt(path), None),
+        ".bin": lambda path: (*_read_colmap_bin(path), None, None),
+        ".txt": lambda path: (*_read_colmap_txt(path), None, None),
     }
     if path.suffix.lower() not in readers:
         raise InputError(
             f"{path}: unknown kind of point cloud; give a .ply file or COLMAP's points3D.bin or points3D.txt"
         )
     try:
-        positions, colours, normals = readers[path.suffix.lower()](path)
+        positions, colours, normals, headlight = readers[path.suffix.lower()](path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
     if not np.isfinite(positions).all() or np.abs(positions).max(initial=0.0) > np.finfo(np.float32).max:
@@ -68,11 +72,12 @@ def read_points(path: Path) -> PointCloud:
         torch.from_numpy(positions.astype(np.float32)),
         None if colours is None else torch.from_numpy(colours.astype(np.float32).clip(0.0, 1.0)),
         None if normals is None else torch.from_numpy(normals.astype(np.float32)),
+        None if headlight is None else torch.from_numpy(headlight.astype(np.float32)),
     )
 
 
 def write_points(path: Path, cloud: PointCloud) -> None:
-    """Write a binary `.ply` that `read_points` reads: float32 positions and normals, 8-bit colours.
+    """Write a binary `.ply` that `read_points` reads: float32 positions, normals and headlight, 8-bit colours.
 
     Raises: InputError where it cannot be written.
     """
@@ -82,6 +87,8 @@ def write_points(path: Path, cloud: PointCloud) -> None:
     if cloud.colours is not None:
         levels = (cloud.colours.clamp(0.0, 1.0) * 255.0).round()
         columns += [(name, "u1", levels[:, i]) for i, name in enumerate(_COLOURS)]
+    if cloud.headlight is not None:
+        columns += [(name, "<f4", cloud.headlight[:, i]) for i, name in enumerate(_HEADLIGHT)]
     rows = np.empty(len(cloud.positions), dtype=[(name, kind) for name, kind, _ in columns])
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
     for name, kind, values in columns:
@@ -99,7 +106,8 @@ class _PlyHeader:
     skip_bytes: int  # the same in bytes (binary)
 
 
-def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Positions, colours, normals and headlight."""
     with path.open("rb") as file:
         header = _read_ply_header(path, file)
         if header.form == "ascii":
@@ -124,11 +132,15 @@ def _read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | N
         if len(listed) and np.isfinite(length).all() and length.min() > 1e-6:
             normals = listed / length
     if not names.issuperset(_COLOURS):
-        return positions, None, normals
+        return positions, None, normals, None
     kinds = dict(header.fields)
     scales = [float(np.iinfo(kinds[name]).max) if kinds[name][0] in "iu" else 1.0 for name in _COLOURS]
     colours = np.stack([vertices[name] / scale for name, scale in zip(_COLOURS, scales, strict=True)], axis=1)
-    return positions, colours, normals
+    headlight = None
+    if normals is not None and names.issuperset(_HEADLIGHT):
+        listed = np.stack([vertices[name].astype(np.float64) for name in _HEADLIGHT], axis=1)
+        headlight = listed if np.isfinite(listed).all() else None
+    return positions, colours, normals, headlight
 
 
 def _read_ply_header(path: Path, file: BinaryIO) -> _PlyHeader:

@@ -82,6 +82,8 @@ class FitConfig:
     """Share of the first splats that lie inside the visual hull, not on its surface: openings hide what is inside."""
     initial_scale: float = 0.6
     """Standard deviation of the first splats, as a multiple of the distance to their neighbours."""
+    initial_degree: Literal[0, 1, 2, 3] = 0
+    """Degree of the view-dependent colour that is fitted from the first step on; it grows to `sh_degree`."""
     initial_opacity: float = 0.3
     """Opacity of the first splats, in (0, 1)."""
     position_rate: float = 1.6e-3
@@ -115,9 +117,21 @@ PRESETS: dict[str, FitConfig] = {
     "fast": FitConfig(steps=800, size_px=320, splats=30_000, initial_splats=12_000),
     "default": FitConfig(),
     "best": FitConfig(steps=4000, splats=100_000, initial_splats=30_000),
-    # Splats that start on the surface and in its colours have no way to go; photos made at will leave enough to calibrate.
+    # Splats that start on the surface, in its colours and with its shading have no way to go: the usual rates would first
+    # throw them about. Photos made at will leave enough to calibrate.
     "mesh": FitConfig(
-        steps=700, splats=50_000, initial_opacity=0.9, densify_until=0.0, held_out_every=5, stop_early=False
+        steps=400,
+        splats=50_000,
+        initial_degree=2,
+        initial_opacity=0.98,
+        position_rate=5e-4,
+        scale_rate=4e-2,
+        opacity_rate=0.1,
+        colour_rate=1e-2,
+        view_colour_rate=3e-3,
+        densify_until=0.0,
+        held_out_every=5,
+        stop_early=False,
     ),
 }
 
@@ -261,7 +275,7 @@ def initial_cloud(scene: Scene) -> InitialPoints | None:
     colours = torch.full_like(points.positions, 0.5) if points.colours is None else points.colours
     source = "point cloud" if points.normals is None else "surface"
     return InitialPoints(
-        points.positions, colours, neighbour_spacing(points.positions), source, points.normals
+        points.positions, colours, neighbour_spacing(points.positions), source, points.normals, points.headlight
     )
 
 
@@ -354,6 +368,7 @@ def _fit(
             opacity=config.initial_opacity,
             sh_degree=config.sh_degree,
             normals=points.normals,
+            headlight=points.headlight,
         )
         optimizer = SplatOptimizer(gaussians.to(device), rates)
         tally = GradientTally.empty(len(optimizer))
@@ -399,7 +414,7 @@ def _fit(
             optimizer.set_learning_rate(name, rate * (0.01 if name == "means" else 0.1) ** share)
         index = fitted[_view_order(len(fitted), step, config.seed)]
         crop = crops[index]
-        degree = min(config.sh_degree, int(share * 2.5 * (config.sh_degree + 1)))
+        degree = min(config.sh_degree, max(config.initial_degree, int(share * 2.5 * (config.sh_degree + 1))))
         gaussians = optimizer.gaussians
         growing = step < end_of_growth
         pull, weights = (
@@ -654,8 +669,9 @@ def _initial_points(photos: Sequence[Photo], config: FitConfig, cloud: InitialPo
         chosen = torch.randperm(len(cloud.positions), generator=generator)[: config.splats]
         positions = cloud.positions[chosen]
         normals = None if cloud.normals is None else cloud.normals[chosen]
+        headlight = None if cloud.headlight is None else cloud.headlight[chosen]
         spacing = neighbour_spacing(positions)
-        return InitialPoints(positions, cloud.colours[chosen], spacing, cloud.source, normals)
+        return InitialPoints(positions, cloud.colours[chosen], spacing, cloud.source, normals, headlight)
     cameras = [photo.camera for photo in photos]
     hull = hull_points(
         cameras,

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from recon.harmonics import SH_C0
+from recon.harmonics import SH_C0, SH_C1
 
 THIN = 0.15  # thickness of a splat on a surface, as a share of its width
+MEAN_COSINE = 2.0 / 3.0  # between a normal and the views that see it, weighted by their size there
 FIELD_NAMES = ("means", "quats", "log_scales", "logit_opacities", "sh")
 
 
@@ -67,14 +68,22 @@ def gaussians_from_points(
     opacity: float = 0.5,
     sh_degree: int = 0,
     normals: Float[Tensor, "n xyz=3"] | None = None,
+    headlight: Float[Tensor, "n rgb=3"] | None = None,
 ) -> Gaussians:
     """Splats at `positions`, each `spacing` (its standard deviation, world units) wide, of one opacity and colour.
 
     Round, or with `normals` (unit) of the surface they lie on, flat: their third axis is the normal and THIN as wide.
+    With `headlight` (of `prepare.points.PointCloud`) their colour changes with the view as a matt surface's under a lamp at the
+    camera: by the cosine between normal and view, which harmonics of degree 1 hold exactly.
     """
     n = positions.shape[0]
     sh = positions.new_zeros(n, (sh_degree + 1) ** 2, 3)
     sh[:, 0] = (colours - 0.5) / SH_C0
+    if headlight is not None and normals is not None and sh_degree > 0:
+        sh[:, 0] -= MEAN_COSINE * headlight / SH_C0
+        # Towards the splat is -normal where it is faced; the harmonics' order is -y, z, -x.
+        slope = -headlight[:, None, :] * normals[:, :, None] / SH_C1
+        sh[:, 1], sh[:, 2], sh[:, 3] = -slope[:, 1], slope[:, 2], -slope[:, 0]
     quats = positions.new_zeros(n, 4)
     quats[:, 0] = 1.0
     log_scales = spacing.clamp_min(1e-8).log()[:, None].repeat(1, 3)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 SH_C0 = 0.28209479177387814
-_C1 = 0.4886025119029199
+SH_C1 = 0.4886025119029199
 _C2 = 1.0925484305920792
 _C20 = 0.31539156525252005
 _C3 = (0.5900435899266435, 2.890611442640554, 0.4570457994644658, 0.3731763325901154, 1.445305721320277)
@@ -18,7 +18,7 @@ def harmonics_basis(directions: Float[Tensor, "n xyz=3"], degree: int) -> Float[
     x, y, z = directions.unbind(-1)
     basis = [torch.full_like(x, SH_C0)]
     if degree >= 1:
-        basis += [-_C1 * y, _C1 * z, -_C1 * x]
+        basis += [-SH_C1 * y, SH_C1 * z, -SH_C1 * x]
     if degree >= 2:
         xx, yy, zz = x * x, y * y, z * z
         basis += [_C2 * x * y, -_C2 * y * z, _C20 * (2 * zz - xx - yy), -_C2 * x * z, 0.5 * _C2 * (xx - yy)]

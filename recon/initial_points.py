@@ -26,6 +26,7 @@ class InitialPoints:
     spacing: Float[Tensor, " n"]  # mean distance to the three nearest others, world units
     source: str  # "surface", "point cloud", "visual hull" or "random", for the log
     normals: Float[Tensor, "n xyz=3"] | None = None  # unit, where the points lie on a known surface
+    headlight: Float[Tensor, "n rgb=3"] | None = None  # of `prepare.points.PointCloud`
 
 
 @dataclass(frozen=True)
