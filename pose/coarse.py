@@ -23,7 +23,9 @@ from prepare.camera import Camera
 
 ROLLS = 24  # in-plane turns tried, 15 degrees apart
 OTHER_ROLL_DEG = 60.0  # in-plane turns further apart than this are different answers
-OTHER_ROLL_LOSS = 0.08  # of similarity, up to which the second best of them is tried too: long parts look alike upside down
+OTHER_ROLL_LOSS = (
+    0.08  # of similarity, up to which the second best is tried too: long parts look alike upside down
+)
 APART_DEG = 12.0  # hypotheses nearer to a better one of the same kind than this are dropped
 
 

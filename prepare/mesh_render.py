@@ -440,8 +440,8 @@ def _frame_of(mesh: Mesh, camera: Camera) -> tuple[slice, slice]:
     whole = slice(0, camera.height), slice(0, camera.width)
     if seen[:, 2].min() <= 0:
         return whole
-    left, top = np.floor(seen[:, :2].min(axis=0)).astype(int) - 1
-    right, bottom = np.ceil(seen[:, :2].max(axis=0)).astype(int) + 1
+    left, top = (np.floor(seen[:, :2].min(axis=0)).astype(int) - 1).tolist()
+    right, bottom = (np.ceil(seen[:, :2].max(axis=0)).astype(int) + 1).tolist()
     rows = slice(max(0, top), min(camera.height, max(0, bottom)))
     columns = slice(max(0, left), min(camera.width, max(0, right)))
     return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else whole

@@ -275,7 +275,12 @@ def initial_cloud(scene: Scene) -> InitialPoints | None:
     colours = torch.full_like(points.positions, 0.5) if points.colours is None else points.colours
     source = "point cloud" if points.normals is None else "surface"
     return InitialPoints(
-        points.positions, colours, neighbour_spacing(points.positions), source, points.normals, points.headlight
+        points.positions,
+        colours,
+        neighbour_spacing(points.positions),
+        source,
+        points.normals,
+        points.headlight,
     )
 
 

@@ -130,7 +130,10 @@ def prepare_mesh(
     depths = [read_depth(folder / "depth" / _file(i), depth_unit) for i in range(settings.views)]
     found = surface_points(mesh, painter, cameras, depths, settings.points)
     cloud = PointCloud(
-        *(torch.from_numpy(a).float() for a in (found.positions, found.colours, found.normals, found.headlight))
+        *(
+            torch.from_numpy(a).float()
+            for a in (found.positions, found.colours, found.normals, found.headlight)
+        )
     )
     write_points(folder / "points.ply", cloud)
     header: dict[str, Any] = {

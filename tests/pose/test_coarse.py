@@ -1,12 +1,14 @@
 """Rough cameras: rolled, nearer, farther and off-centre photos, which also fixes every sign on the way."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from detect.metrics import rotation_error_deg
 from pose.coarse import APART_DEG, coarse_cameras
+from pose.index import PoseIndex, centred_patch, silhouette_of, whole_patch
 from pose.locate import difference_from_background
 from pose.se3 import rotation_from_vector
 from prepare.camera import Camera
@@ -87,9 +89,33 @@ def test_photos_of_other_shapes_are_found_too(toy, width, height):
     assert any(close(h, truth) for h in seen(toy, truth) if h.source == "centred")
 
 
+def test_a_part_that_looks_the_same_upside_down_is_tried_both_ways():
+    lens = Camera(torch.eye(4), 80.0, 80.0, 32.0, 32.0, 64, 64)
+    pose = torch.eye(4)
+    pose[2, 3] = 3.0
+    bar = torch.zeros(64, 64, 3)
+    bar[26:38, 8:56] = -0.5
+    alpha = (bar[..., 0] != 0).float()
+    place = silhouette_of(alpha)
+    index = PoseIndex(
+        pose[None], whole_patch(bar)[None], centred_patch(bar, place)[None],
+        torch.tensor([[place.u, place.v, place.radius]]) / 64, lens,
+    )  # fmt: skip
+    centred = [h for h in coarse_cameras(index, bar, alpha, lens) if h.source == "centred"]
+    turns = sorted(float(rotation_error_deg(h.camera.world_to_cam, pose)) for h in centred)
+    assert turns == pytest.approx([0.0, 180.0], abs=0.5)
+    end = bar.clone()
+    end[:, 40:] *= 4  # a dark end tells the ways apart
+    index = replace(index, centred=centred_patch(end, place)[None])
+    (only,) = [h for h in coarse_cameras(index, end, alpha, lens) if h.source == "centred"]
+    assert float(rotation_error_deg(only.camera.world_to_cam, pose)) < 0.5
+
+
 def test_hypotheses_come_best_first_no_more_than_asked_and_apart(toy):
     hypotheses = seen(toy, toy.cameras(1, seed=7)[0], most=9)
-    assert 0 < len(hypotheses) <= 9
+    axes = {tuple(h.camera.world_to_cam[2, :3].tolist()) for h in hypotheses}
+    assert 0 < len(axes) <= 9
+    assert len(hypotheses) <= 15  # one more for each of the six that may be turned
     similarities = [hypothesis.similarity for hypothesis in hypotheses]
     assert similarities == sorted(similarities, reverse=True)
     assert hypotheses[0].similarity > 0.9

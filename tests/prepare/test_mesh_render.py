@@ -10,7 +10,7 @@ import torch
 
 from prepare.camera import Camera, look_at
 from prepare.errors import MissingPartError
-from prepare.mesh import Mesh, mesh_of
+from prepare.mesh import GREY, Mesh, mesh_of
 from prepare.mesh_render import (
     AMBIENT,
     HEAD,
@@ -20,6 +20,7 @@ from prepare.mesh_render import (
     MeshView,
     Pytorch3dFinder,
     orbit,
+    shade,
     surface_finder,
     surface_points,
 )
@@ -167,11 +168,27 @@ def test_points_lie_evenly_on_what_is_seen_and_not_inside() -> None:
     assert 1500 <= len(found.positions) < 2200
     radius = np.linalg.norm(found.positions, axis=1)
     assert radius.min() > 0.99
-    assert (np.abs((found.normals * found.positions).sum(1)) > 0.99).all()
+    assert ((found.normals * found.positions).sum(1) > 0.99).all()
     from scipy.spatial import cKDTree
 
     nearest = cKDTree(found.positions).query(found.positions, k=2)[0][:, 1]
     assert nearest.min() > 0.5 * math.sqrt(4 * math.pi / len(radius))  # no two on one spot
+
+
+def test_points_know_what_every_camera_sees_of_them_though_faces_are_wound_inwards() -> None:
+    mesh = ball()
+    inverted = mesh_of(mesh.vertices[mesh.faces[:, ::-1]])
+    painter = MeshPainter(inverted, surface_finder(inverted), UP, 1)
+    cameras = orbit(inverted, 24, 80, UP)
+    found = surface_points(inverted, painter, cameras, [painter.photograph(c).depth for c in cameras], 800)
+    for view in cameras[::6]:
+        to_camera = view.centre.numpy() - found.positions
+        to_camera /= np.linalg.norm(to_camera, axis=1, keepdims=True)
+        cosine = (found.normals * to_camera).sum(1)
+        seen = cosine > 0.2
+        expected = GREY * shade(found.positions, to_camera, UP)  # the unit ball's points are its normals
+        shown = (found.colours + found.headlight * (cosine - 2 / 3)[:, None])[:, 0]
+        np.testing.assert_allclose(shown[seen], expected[seen], atol=3e-3)
 
 
 def test_the_same_picture_comes_twice() -> None:

@@ -183,15 +183,19 @@ def test_points_written_are_read_back(tmp_path: Path, coloured: bool) -> None:
 def test_written_points_are_read_again(tmp_path: Path) -> None:
     colours = torch.randint(0, 256, (7, 3)) / 255
     normals = torch.nn.functional.normalize(torch.randn(7, 3), dim=1)
-    cloud = PointCloud(torch.randn(7, 3), colours, normals)
+    cloud = PointCloud(torch.randn(7, 3), colours, normals, torch.rand(7, 3))
     write_points(tmp_path / "p.ply", cloud)
     found = read_points(tmp_path / "p.ply")
     assert torch.equal(found.positions, cloud.positions)
     torch.testing.assert_close(found.colours, colours)
     torch.testing.assert_close(found.normals, normals)
+    assert cloud.headlight is not None
+    assert found.headlight is not None
+    assert torch.equal(found.headlight, cloud.headlight)
     write_points(tmp_path / "bare.ply", PointCloud(cloud.positions, None))
     assert read_points(tmp_path / "bare.ply").colours is None
     assert read_points(tmp_path / "bare.ply").normals is None
+    assert read_points(tmp_path / "bare.ply").headlight is None
 
 
 def test_normals_that_are_zero_as_in_exports_of_splats_are_none(tmp_path: Path) -> None:

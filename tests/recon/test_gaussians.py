@@ -15,6 +15,7 @@ from recon.gaussians import (
     quats_onto,
     rotation_matrices,
 )
+from recon.harmonics import shade
 from recon.rasterize import rasterize
 
 
@@ -74,6 +75,19 @@ def test_splats_on_a_surface_are_flat_along_its_normal() -> None:
     along = float(normal[0] @ covariance @ normal[0])
     assert along == pytest.approx((THIN * 0.2) ** 2, rel=1e-4)
     assert float(covariance.trace()) - along == pytest.approx(2 * 0.2**2, rel=1e-4)
+
+
+def test_a_splat_under_a_headlight_shows_the_cosine_from_every_side_that_sees_it() -> None:
+    normals = torch.nn.functional.normalize(torch.randn(40, 3), dim=1)
+    colours, headlight = torch.full((40, 3), 0.5), torch.rand(40, 3) * 0.3
+    splats = gaussians_from_points(
+        torch.zeros(40, 3), colours, torch.ones(40), sh_degree=2, normals=normals, headlight=headlight
+    )
+    towards_camera = torch.nn.functional.normalize(torch.randn(40, 3), dim=1)
+    cosine = (towards_camera * normals).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(
+        shade(splats.sh, -towards_camera, 2), (colours + headlight * (cosine - 2 / 3)).clamp_min(0)
+    )
 
 
 def test_a_spacing_of_zero_is_a_tiny_splat_not_minus_infinity() -> None:
