@@ -28,6 +28,7 @@ ROOM = 1.03  # between the part's bounding sphere and the frame
 # the camera. Together below white, so that no part vanishes into its background.
 AMBIENT, SKY, HEAD = 0.15, 0.30, 0.45
 STEP = 0.04  # of a colour between neighbouring pixels, above which they are sampled finely
+LOOKED_FROM, LOOKED_PX = 300, 200  # directions from which a face that no photo shows may still be seen
 GOLDEN = math.pi * (3.0 - math.sqrt(5.0))
 
 
@@ -194,6 +195,15 @@ class MeshPainter:
             whole[rows, columns] = piece
         return view
 
+    def depth(self, camera: Camera) -> Float[np.ndarray, "height width"]:
+        """As `photograph`'s."""
+        rows, columns = _frame_of(self.mesh, camera)
+        wanted = np.zeros((camera.height, camera.width), bool)
+        wanted[rows, columns] = True
+        depth = np.full(wanted.shape, np.inf, np.float32)
+        depth[wanted] = self.finder.find(camera, 1, wanted).depth[:, 0]
+        return depth
+
     def _photograph(self, camera: Camera) -> MeshView:
         """All of what `camera` sees."""
         shape = (camera.height, camera.width)
@@ -321,19 +331,32 @@ def surface_points(
     count: int,
     seed: int = 0,
 ) -> SurfacePoints:
-    """About `count` points evenly on the faces that a camera sees by its depth map (what lies inside is left out)."""
+    """About `count` points evenly on the faces that a camera sees by its depth map, or else one of LOOKED_FROM directions more:
+    few photos look into a deep hole, and a query may. What lies inside is left out.
+    """
     rng = np.random.default_rng(seed)
     positions, normals, base = _sampled(mesh, painter, 4 * count, rng)
     seen = np.zeros(len(positions), bool)
     side = np.zeros(len(positions))  # cameras in front of the face, less those behind
-    for camera, depth in zip(cameras, depths, strict=True):
-        u, v, z = camera.project(torch.from_numpy(positions)).unbind(-1)
+
+    def look(camera: Camera, depth: NDArray[Any], rows: NDArray[Any]) -> None:
+        u, v, z = camera.project(torch.from_numpy(positions[rows])).unbind(-1)
         column = u.numpy().astype(int).clip(0, camera.width - 1)
         row = v.numpy().astype(int).clip(0, camera.height - 1)
         # Across a pixel a surface at 60 degrees recedes by less than two of its widths.
         shown = np.abs(z.numpy() - depth[row, column]) < 2.0 * z.numpy() / camera.fl_x
-        seen |= shown
-        side += shown * np.sign(np.einsum("ij,ij->i", normals, camera.centre.double().numpy() - positions))
+        rows = rows[shown]
+        seen[rows] = True
+        to_camera = camera.centre.double().numpy() - positions[rows]
+        side[rows] += np.sign(np.einsum("ij,ij->i", normals[rows], to_camera))
+
+    for camera, depth in zip(cameras, depths, strict=True):
+        look(camera, depth, np.arange(len(positions)))
+    for camera in orbit(mesh, LOOKED_FROM, LOOKED_PX, painter.up):
+        unseen = np.flatnonzero(~seen)
+        if len(unseen) == 0:
+            break
+        look(camera, painter.depth(camera), unseen)
     if not seen.any():
         seen[:] = True
     positions, normals, base = positions[seen], normals[seen], base[seen]

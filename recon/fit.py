@@ -118,7 +118,8 @@ PRESETS: dict[str, FitConfig] = {
     "default": FitConfig(),
     "best": FitConfig(steps=4000, splats=100_000, initial_splats=30_000),
     # Splats that start on the surface, in its colours and with its shading have no way to go: the usual rates would first
-    # throw them about. Photos made at will leave enough to calibrate.
+    # throw them about. None floats, so that also those stay which hardly a photo shows (in deep holes). Photos made at will
+    # leave enough to calibrate.
     "mesh": FitConfig(
         steps=400,
         splats=50_000,
@@ -129,6 +130,7 @@ PRESETS: dict[str, FitConfig] = {
         opacity_rate=0.1,
         colour_rate=1e-2,
         view_colour_rate=3e-3,
+        min_cover_px=0.0,
         densify_until=0.0,
         held_out_every=5,
         stop_early=False,

@@ -36,7 +36,7 @@ from prepare.points import PointCloud, write_points
 from prepare.scene import read_json_object
 
 KIND = "mesh"
-RENDER_VERSION = 1  # raised whenever the same settings give other pictures
+RENDER_VERSION = 2  # raised whenever the same settings give other pictures
 FOLDERS = ("images", "depth", "normals")
 DEPTH_LEVELS = 65535
 
@@ -109,15 +109,18 @@ def prepare_mesh(
     waiting = [i for i in range(settings.views) if not _is_there(folder, i)]
     done = settings.views - len(waiting)
     progress(scene_name, done, settings.views)
+
+    def draw(i: int) -> None:
+        _write(folder, i, painter.photograph(cameras[i]), depth_unit)
+
     with ThreadPoolExecutor(2) as pool:
-        written = []
-        for i in waiting:
-            view = painter.photograph(cameras[i])
-            written.append(pool.submit(_write, folder, i, view, depth_unit))
-            done += 1
-            progress(scene_name, done, settings.views)
-        for one in written:
-            one.result()
+        try:
+            for _ in pool.map(draw, waiting):
+                done += 1
+                progress(scene_name, done, settings.views)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     for i, camera in enumerate(cameras):
         writer.frames.append(
             {
