@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prepare.camera import fit_within
 from prepare.errors import InputError
+from prepare.foreground import border_colour
 from prepare.image import read_image, resize
 
 LOOK_PX = 640  # sharpness is judged at this longer side: finer blur does no harm
@@ -33,6 +34,8 @@ class Look:
 
     sharpness: float  # see `sharpness`
     thumbnail: Float[Tensor, "side side"]  # grey, in [0, 1], the whole photo squeezed into a square
+    size: tuple[int, int] = (0, 0)  # width and height of the whole photo, px
+    plain: bool = False  # its border is of one colour
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,12 @@ def sharpness(grey: Float[Tensor, "height width"]) -> float:
 
 def look_at_photo(path: Path) -> Look:
     """The photo's sharpness and thumbnail. Raises: InputError as `read_image`."""
-    grey = read_image(path).rgb.mean(dim=-1, keepdim=True)
+    rgb = read_image(path).rgb
+    grey = rgb.mean(dim=-1, keepdim=True)
     height, width = grey.shape[:2]
     small = resize(grey, *fit_within(width, height, LOOK_PX))
-    return Look(sharpness(small[..., 0]), resize(small, THUMBNAIL_PX, THUMBNAIL_PX)[..., 0])
+    thumbnail = resize(small, THUMBNAIL_PX, THUMBNAIL_PX)[..., 0]
+    return Look(sharpness(small[..., 0]), thumbnail, (width, height), border_colour(rgb) is not None)
 
 
 def look_at_photos(photos: Mapping[str, Path], done: Callable[[int], None]) -> dict[str, Look | InputError]:

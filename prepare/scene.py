@@ -83,6 +83,9 @@ class ViewImage:
     background: Float[Tensor, "rgb=3"] | None  # the plain colour behind the part; None: clutter
     valid: Bool[Tensor, "height width"]  # False where the undistorted photo has no data
     camera: Camera | None  # of this size; None only for a query whose lens is not known
+    uncut: Float[Tensor, "height width rgb=3"] | None = (
+        None  # `rgb` before its surroundings were cut away, if they were
+    )
 
 
 def load_scene(folder_or_json: Path) -> Scene:

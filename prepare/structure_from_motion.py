@@ -7,6 +7,7 @@ bear spaces); what comes back is in px of the whole upright photo, pixel centres
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import shutil
@@ -22,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import ndimage
 from torch import Tensor
 
 from prepare.atomic_write import write_json
 from prepare.camera import Camera, fit_within
 from prepare.errors import InputError, MissingPartError
-from prepare.image import image_size, read_image, resize
+from prepare.image import image_size, read_image, read_mask_share, resize
 from prepare.photo_pairs import alike_pairs, all_pairs, sequence_pairs, signatures
 from prepare.scene import read_json_object
 from prepare.undistort import Distortion
@@ -35,9 +37,10 @@ from prepare.undistort import Distortion
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _RETRIEVAL_FEATURES = 1000  # of each photo, for finding look-alikes
 _CHUNKS = 40  # of the list of pairs: progress is told, and an interrupted run goes on, from one to the next
+_MARGIN = 0.004  # of the longer side, inside a mask's outline, where no features are taken
 _LEAST_INLIERS = 15  # of a pair that counts as verified: COLMAP's own
 _OPENCV_FROM = 10  # photos of one lens from which on its tangential distortion can be told too
 
@@ -70,6 +73,7 @@ class SfmPhoto:
     path: Path
     lens: str  # photos of the same lens and size share one camera
     focal_px: float | None  # from EXIF, at the photo's full size; None: to be found without
+    mask_path: Path | None = None  # white where features are sought, as large as the photo; None: everywhere
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,8 @@ class _Work:
             "pycolmap": self.colmap.__version__,
             "config": asdict(self.config),
             "photos": [
-                [photo.name, *_fingerprint(photo.path), photo.lens, photo.focal_px] for photo in self.photos
+                [photo.name, *_fingerprint(photo.path), photo.lens, photo.focal_px, _digest(photo.mask_path)]
+                for photo in self.photos
             ],
         }
         state_path = self.folder / "sfm.json"
@@ -272,7 +277,7 @@ class _Work:
         return self.colmap.FeatureExtractor.create(options, self.colmap.Device.cpu)
 
     def _features(self, extractor: Any, photo: SfmPhoto) -> tuple[np.ndarray, Any]:
-        """Keypoints (n, 4: x, y, scale, turn) and descriptors; of a photo with alpha, those on the part alone."""
+        """Keypoints (n, 4: x, y, scale, turn) and descriptors; of a photo with alpha or a mask, those on the part alone."""
         decoded = read_image(photo.path)
         size = self.working_size(photo)
         grey = (decoded.rgb @ torch.tensor([0.299, 0.587, 0.114]))[..., None]
@@ -280,6 +285,12 @@ class _Work:
         if decoded.alpha is not None and not bool((decoded.alpha == 1).all()):
             grey = grey * decoded.alpha[..., None] + (1 - decoded.alpha[..., None])
             alpha = resize(decoded.alpha[..., None], *size)[..., 0]
+        if photo.mask_path is not None:
+            # A margin keeps off features that are half of what is round the part.
+            mask = resize(read_mask_share(photo.mask_path)[..., None], *size)[..., 0].numpy() > 0.5
+            margin = max(1, round(_MARGIN * max(size)))
+            inner = torch.from_numpy(ndimage.binary_erosion(mask, iterations=margin)).float()
+            alpha = inner if alpha is None else alpha * inner
         small = resize(grey, *size)[..., 0]
         pixels = np.ascontiguousarray((small * 255).round().clamp(0, 255).byte().numpy())
         found, descriptors = extractor.extract_from_uint8_array(pixels)
@@ -500,6 +511,11 @@ def _number(index: int) -> str:
 def _fingerprint(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _digest(mask: Path | None) -> str | None:
+    """Of the file's bytes: a mask is written anew by every run."""
+    return None if mask is None else hashlib.sha256(mask.read_bytes()).hexdigest()
 
 
 def _threads() -> int:

@@ -96,7 +96,9 @@ def _open(video: Path) -> tuple[Any, int]:
 
 
 def _unreadable(video: Path, error: BaseException) -> InputError:
-    reason = (" ".join(str(error).split()) or type(error).__name__)[:120]
+    # imageio repeats all that ffmpeg said, its version first and what is wrong last.
+    said = [line.strip() for line in str(error).splitlines() if line.strip().strip("=")]
+    reason = (said[-1].rpartition(": ")[2] if said else type(error).__name__)[:120]
     return InputError(f"{video}: is not a video that ffmpeg can read ({reason}); export it as MP4 (H.264)")
 
 

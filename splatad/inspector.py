@@ -49,6 +49,14 @@ class Inspection:
     defects: tuple[Defect, ...]  # strongest first; empty unless NG
     seconds: Mapping[str, float]  # by stage
     lens: QueryLens | None = None  # as it was before the camera was found; None for an image in memory
+    uncut: Float[Tensor, "height width rgb=3"] | None = (
+        None  # before its surroundings were cut away; None: as `photo`
+    )
+
+    @property
+    def shown(self) -> Float[Tensor, "height width rgb=3"]:
+        """The photo for people, on the CPU: with its own surroundings where these were cut away to compare it."""
+        return (self.photo if self.uncut is None else self.uncut).cpu()
 
     @property
     def score(self) -> float | None:
@@ -123,7 +131,9 @@ class Inspector:
         camera = located.camera.moved(located.camera.world_to_cam.to(whole.reference.gaussians.device))
         alpha = whole.surroundings.alpha(camera, whole.reference.options)
         background = self.loaded.reference.background.cpu()
-        return replace(image, rgb=over(image.rgb, alpha, background), alpha=alpha, background=background)
+        return replace(
+            image, rgb=over(image.rgb, alpha, background), alpha=alpha, background=background, uncut=image.rgb
+        )
 
     def inspect_image(
         self,
@@ -190,7 +200,9 @@ class Inspector:
         times = dict(seconds or {})
         if located is None:
             verdict = no_part_verdict(loaded.calibration.belief.least_part_share)
-            return Inspection(name, verdict, photo, image.alpha, None, None, None, (), times, lens)
+            return Inspection(
+                name, verdict, photo, image.alpha, None, None, None, (), times, lens, image.uncut
+            )
         times |= located.seconds
         started = time.perf_counter()
         camera = located.camera.moved(located.camera.world_to_cam.to(device))
@@ -218,7 +230,9 @@ class Inspector:
                 anomaly, threshold, compared, image.alpha, render, reference, camera, exposure
             )
         times["compare"] = time.perf_counter() - started
-        return Inspection(name, verdict, photo, image.alpha, located, render, anomaly, defects, times, lens)
+        return Inspection(
+            name, verdict, photo, image.alpha, located, render, anomaly, defects, times, lens, image.uncut
+        )
 
 
 def over_background(

@@ -51,7 +51,7 @@ def write_photo(
 
 def overlay_picture(inspection: Inspection, loaded: LoadedReference) -> Float[Tensor, "height width rgb=3"]:
     """Photo with the defects circled, render, and map side by side under the verdict."""
-    photo = inspection.photo.cpu()
+    photo = inspection.shown
     panels = [circle_defects(photo, [defect.box for defect in inspection.defects])]
     captions = [inspection.name[-60:]]
     if inspection.render is not None and inspection.anomaly is not None:
@@ -82,7 +82,7 @@ def report_photo(inspection: Inspection, label: str | None = None) -> ReportPhot
         verdict=inspection.verdict.name,
         reasons=inspection.verdict.reasons,
         score=inspection.score,
-        photo=inspection.photo.cpu(),
+        photo=inspection.shown,
         render=None if inspection.render is None else inspection.render.rgb.cpu().clamp(0, 1),
         anomaly_map=None if inspection.anomaly is None else inspection.anomaly.values.cpu(),
         defects=tuple(_report_defect(defect) for defect in inspection.defects),

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,8 +22,15 @@ from prepare.heic import HEIC_SUFFIXES, convert_heic
 from prepare.image import IMAGE_SUFFIXES, image_size, natural_key
 from prepare.known_length import Mark, measure, parse_mark
 from prepare.orbit import NEAR_DEG, Coverage, Placement, cover, place
-from prepare.photo_choice import Dropped, choose_photos, look_at_photos
+from prepare.photo_choice import Dropped, Look, choose_photos, look_at_photos
 from prepare.points import PointCloud, write_points
+from prepare.still_camera import (
+    LEAST_GROUP,
+    StillGroup,
+    groups_of_still_camera,
+    is_turntable,
+    write_turning_masks,
+)
 from prepare.structure_from_motion import (
     PosedPhoto,
     Reconstruction,
@@ -39,6 +46,7 @@ _LENS = ("camera_model", "fl_x", "fl_y", "cx", "cy", "w", "h", "k1", "k2", "p1",
 _LEAST_SHARE = 0.15  # of the photos: fewer that fit together are no reference
 _LEAST_SEEN = 3  # photos that must show a point of the cloud; points of two are often wrong
 _NAMES_SHOWN = 5
+Turntable = Literal["auto", "yes", "no"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ def prepare_photos(
     between: Sequence[str] = (),
     scale_to_mm: float | None = None,
     keep_all: bool = False,
+    turntable: Turntable = "auto",
     kind: str = "photos",
     defect_mask: Callable[[PurePosixPath], Path | None] = lambda query: None,
     sfm: SfmConfig | None = None,
@@ -69,7 +78,9 @@ def prepare_photos(
     """The one scene folder written, called `name` (else as `data`), from a folder of photos (with its subfolders) or a
     video, of which the `frames` sharpest frames are taken.
 
-    Blurred photos and doubles are left out unless `keep_all`. `queries` is a folder of photos to inspect, labelled by
+    Blurred photos and doubles are left out unless `keep_all`. Where the camera stood still and the part turned
+    (`turntable`: "auto" finds out), cameras are found from what turns alone, masks of that are written, and photos from
+    places of less than LEAST_GROUP photos are left out. `queries` is a folder of photos to inspect, labelled by
     its subfolders. `length_mm` is the distance of the two points that each of `between` marks (see `known_length`);
     `scale_to_mm` gives the unit in mm instead. `kind` is the command's name, and `defect_mask` finds the true defect of a
     photo to inspect, for datasets that have them. What is found is told in prepare.json, in words under "summary".
@@ -109,8 +120,19 @@ def prepare_photos(
     kept, dropped = choose_photos(looks, keep_all=keep_all)
     _check_enough(data, len(photos), kept, dropped)
 
+    still = _still_places(data, {photo: looks[photo] for photo in kept}, turntable)
+    masks: dict[str, Path] = {}
+    if still:
+        placed = {photo for group in still for photo in group.names}
+        alone = f"elsewhere: less than {LEAST_GROUP} photos from that place"
+        dropped = [*dropped, *(Dropped(photo, alone) for photo in kept if photo not in placed)]
+        kept = [photo for photo in kept if photo in placed]
+        masks = write_turning_masks(
+            still, photos, writer.folder / "masks", lambda done: report("masks")(done, len(kept))
+        )
+
     sfm_photos = [
-        SfmPhoto(photo, photos[photo], lens, focal)
+        SfmPhoto(photo, photos[photo], lens, focal, masks.get(photo))
         for photo, (lens, focal) in _lenses({photo: photos[photo] for photo in kept}, is_video).items()
     ]
     reconstruction = reconstruct(
@@ -124,7 +146,12 @@ def prepare_photos(
     if registered < _LEAST_SHARE * len(kept):
         raise InputError(
             f"{data}: only {registered} of {len(kept)} photos fit together; take them in steps of about 10 degrees,"
-            " sharp, the part on a printed page or patterned cloth that does not move against it"
+            " sharp, the part on a printed page or patterned cloth that "
+            + (
+                "turns with it (the camera stood still: only what turns was looked at)"
+                if still
+                else "does not move against it"
+            )
         )
     placement = place(
         torch.stack([photo.camera.world_to_cam for photo in reconstruction.photos]), reconstruction.points
@@ -143,6 +170,7 @@ def prepare_photos(
             {
                 "file_path": _placed(writer, photo.path, PurePosixPath("images") / photo.name),
                 "transform_matrix": to_opengl_cam_to_world(camera.world_to_cam).tolist(),
+                **({} if photo.name not in masks else {"mask_path": _placed_mask(writer, masks[photo.name])}),
                 **lens_entry(camera, photo.distortion),
             }
         )
@@ -172,6 +200,7 @@ def prepare_photos(
             "dropped": [asdict(one) for one in dropped],
             "registered": registered,
             "not_registered": not_registered,
+            "turntable": [list(group.names) for group in still],
             "mapper": reconstruction.mapper,
             "matched_pairs": reconstruction.pairs,
             "groups_apart": list(reconstruction.apart),
@@ -183,9 +212,10 @@ def prepare_photos(
             "scale_to_mm": scale.mm_per_unit,
             "scale_from": scale.source,
             "coverage": asdict(coverage),
-            "summary": _summary(
-                reconstruction, len(kept), not_registered, dropped, coverage, placement, scale
-            ),
+            "summary": [
+                *_still_words(still),
+                *_summary(reconstruction, len(kept), not_registered, dropped, coverage, placement, scale),
+            ],
         }
     )
     return [writer.finish(header)]
@@ -208,7 +238,9 @@ def find_photos(folder: Path, *, without: Path | None = None) -> list[PurePosixP
         and (without is None or not path.is_relative_to(without))
     ]
     if not found:
-        raise InputError(f"{folder}: no photos in it; expected {', '.join(suffixes)}")
+        raise InputError(
+            f"{folder}: no photos in it (looked for {', '.join(suffixes)}); give the folder that holds them"
+        )
     return sorted(found, key=lambda path: natural_key(path.as_posix()))
 
 
@@ -240,6 +272,39 @@ def _readable(photo: Path, target: Path) -> Path:
     if photo.suffix.lower() not in HEIC_SUFFIXES:
         return photo
     return convert_heic(photo, target.with_name(target.name + ".jpg"))
+
+
+def _still_places(data: Path, looks: dict[str, Look | InputError], turntable: Turntable) -> list[StillGroup]:
+    """The places where the camera stood still while the part turned; none where it went round the part.
+
+    Raises: InputError where the user says that it stood still and no place shows it.
+    """
+    if turntable == "no":
+        return []
+    groups = groups_of_still_camera({name: look for name, look in looks.items() if isinstance(look, Look)})
+    if turntable == "auto":
+        return groups if is_turntable(groups, len(looks)) else []
+    if not groups:
+        raise InputError(
+            f"{data}: --turntable yes, but no {LEAST_GROUP} photos show the same background; fix the camera and turn the"
+            " part only, or leave the flag out"
+        )
+    return groups
+
+
+def _still_words(still: Sequence[StillGroup]) -> list[str]:
+    if not still:
+        return []
+    places = "in one place" if len(still) == 1 else f"in {len(still)} places"
+    count = sum(len(group.names) for group in still)
+    return [
+        f"the camera stood still {places} while the part turned: {count} masks made of what turns, cameras from that"
+        " alone (--turntable no if that is wrong)"
+    ]
+
+
+def _placed_mask(writer: SceneWriter, mask: Path) -> str:
+    return mask.relative_to(writer.folder).as_posix()
 
 
 def _placed(writer: SceneWriter, path: Path, where: PurePosixPath) -> str:

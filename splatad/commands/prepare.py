@@ -131,6 +131,9 @@ class Photos:
     """Instead: millimetres per unit of the scene (a third of the median camera's distance)."""
     keep_all: bool = False
     """Use blurred photos and doubles too."""
+    turntable: Literal["auto", "yes", "no"] = "auto"
+    """Whether the camera stood still while the part turned before it: cameras are then found from what turns alone, and masks
+    of it are made. auto looks whether the photos' rims stay the same."""
     workspace: Path | None = None
     """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     copy: bool = False
@@ -318,6 +321,7 @@ def _prepare(
             between=config.between,
             scale_to_mm=config.scale_to_mm,
             keep_all=config.keep_all,
+            turntable=config.turntable,
             progress=progress,
         )
     if isinstance(config, MadReal):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.ndimage import map_coordinates, zoom
 
 from prepare.camera import Camera, look_at
@@ -283,6 +283,34 @@ def test_the_same_photos_give_the_same_scene_byte_for_byte(cube: Cube, tmp_path:
 
 
 @pytest.mark.slow
+def test_a_video_round_the_part_goes_through_the_whole_command(
+    cube: Cube, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap", minversion="4")
+    pytest.importorskip("imageio_ffmpeg")
+    import imageio.v3 as imageio
+
+    frames = []
+    for name in cube.cameras:
+        with Image.open(cube.folder / name) as photo:
+            frames.append(np.asarray(ImageOps.exif_transpose(photo)))
+    imageio.imwrite(
+        tmp_path / "round.mp4", np.stack(frames), plugin="FFMPEG", fps=2, codec="libx264", quality=10
+    )
+    assert run(Photos(data=tmp_path / "round.mp4", workspace=tmp_path / "work")) == 0
+    assert "10 of 10 registered" in capsys.readouterr().out
+    views = load_scene(tmp_path / "work" / "scenes" / "round").views
+    assert [Path(view.name).name for view in views] == [f"frame_{index:06d}.jpg" for index in range(10)]
+    # Among themselves, whatever the world: the turn from frame to frame is the true one.
+    true = list(cube.cameras.values())
+    for index in range(9):
+        ours = views[index + 1].camera.world_to_cam[:3, :3] @ views[index].camera.world_to_cam[:3, :3].T
+        theirs = true[index + 1].world_to_cam[:3, :3] @ true[index].world_to_cam[:3, :3].T
+        angle = math.acos(min(1.0, (float(torch.trace(ours.double() @ theirs.T)) - 1) / 2))
+        assert math.degrees(angle) < 0.5, index
+
+
+@pytest.mark.slow
 def test_real_photos_of_a_phone_give_the_cameras_that_came_with_them(testdata: Path, tmp_path: Path) -> None:
     (folder,) = prepare_photos(
         testdata / "test_colmap" / "dense" / "0" / "images", lambda name: tmp_path / name
@@ -355,7 +383,9 @@ def test_photos_that_cannot_be_read_name_the_first(tmp_path: Path) -> None:
 
 def test_an_empty_folder_and_none_at_all_say_so(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    with pytest.raises(InputError, match=r"no photos in it; expected \.png"):
+    with pytest.raises(
+        InputError, match=r"no photos in it \(looked for \.png.*\); give the folder that holds them"
+    ):
         _prepare(tmp_path / "data", tmp_path)
     with pytest.raises(InputError, match="no such folder or video"):
         _prepare(tmp_path / "none", tmp_path)

@@ -75,5 +75,7 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a video that ffmpeg can read") as caught:
         sharpest_frames(path, tmp_path, 4)
     assert "\n" not in str(caught.value)
+    assert "stderr" not in str(caught.value)  # what is wrong, not ffmpeg's version
+    assert "Copyright" not in str(caught.value)
     with pytest.raises(UsageError, match="--frames: must be 2 or more"):
         sharpest_frames(path, tmp_path, 1)

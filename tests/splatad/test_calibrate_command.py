@@ -133,6 +133,29 @@ def test_folds_can_be_made_later_and_give_what_the_fit_gave(work, monkeypatch):
     assert not (work / "references/box/cross-fit").exists()
 
 
+def test_folds_of_a_part_whose_surroundings_were_not_kept_are_refused(work, scene, tmp_path, capsys):
+    # The same photos on clutter and without alpha, as `fit --no-keep-background` met them.
+    cluttered = tmp_path / "cluttered"
+    shutil.copytree(scene, cluttered)
+    rng = np.random.default_rng(0)
+    for path in sorted((cluttered / "images").iterdir()):
+        with Image.open(path) as photo:
+            beneath = Image.fromarray(rng.integers(0, 256, (*photo.size[::-1], 3), dtype=np.uint8))
+            beneath.paste(photo.convert("RGB"), mask=photo.getchannel("A"))
+        beneath.save(path)
+    reference = work / "references/box"
+    before = (reference / CALIBRATION).read_bytes()
+    document = json.loads((reference / "reference.json").read_text())
+    settings = document["settings"] | {"keep_background": False}
+    document |= {"settings": settings, "scene": str(cluttered)}
+    (reference / "reference.json").write_text(json.dumps(document))
+    assert cli.main(["calibrate", "--workspace", str(work), "--folds", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "surroundings and those were not kept (--no-keep-background); fit it again" in said
+    assert (reference / CALIBRATION).read_bytes() == before
+    assert not (reference / "cross-fit").exists()
+
+
 def test_the_rule_may_take_the_networks_place(work):
     flags = ["--workspace", str(work), "--folds", "3", "--map", "difference"]
     before = calibration_of(work)

@@ -12,6 +12,7 @@ from recon.rasterize import rasterize
 from recon.surroundings import Surroundings, cut_out
 from splatad.inspector import Inspector
 from splatad.reference_dir import finish_reference, load_whole_reference
+from splatad.run_output import overlay_picture, report_photo
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 BLACK = torch.zeros(3)
@@ -99,6 +100,24 @@ def test_what_lies_beside_the_part_does_not_matter(scene, inspector, camera, tmp
     rgb[free] = torch.tensor([0.1, 0.9, 0.1])
     write_image(tmp_path / "beside.png", rgb)
     assert inspector.inspect(tmp_path / "beside.png").verdict.name == "OK"
+
+
+def test_people_are_shown_the_photo_as_it_was_taken(scene, inspector, camera, tmp_path):
+    rgb = photographed(scene, camera)
+    write_image(tmp_path / "good.png", rgb)
+    result = inspector.inspect(tmp_path / "good.png")
+    floor = result.alpha == 0
+    assert floor.float().mean() > 0.3
+    assert (
+        result.photo[floor] == inspector.loaded.reference.background
+    ).all()  # what is compared: the part alone
+    assert (result.shown - rgb).abs().max() < 1 / 255
+    assert torch.equal(report_photo(result).photo, result.shown)
+    sheet = overlay_picture(result, inspector.loaded)
+    patches = (
+        sheet.unfold(0, 100, 1).unfold(1, 100, 1).movedim(2, -1)
+    )  # the photo stands in the sheet, unmarked
+    assert float((patches[:, :8] - result.shown).abs().amax(dim=(2, 3, 4)).min()) < 1 / 255
 
 
 def test_a_photo_of_another_place_is_left_as_it_is(inspector, tmp_path):
