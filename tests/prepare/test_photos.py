@@ -17,6 +17,7 @@ from scipy.ndimage import map_coordinates, zoom
 from prepare.camera import Camera, look_at
 from prepare.datasets.photos import find_photos, prepare_photos
 from prepare.errors import InputError, MissingPartError, UsageError
+from prepare.image import read_mask
 from prepare.points import read_points
 from prepare.scene import load_scene
 from prepare.structure_from_motion import SfmConfig, SfmPhoto, reconstruct
@@ -50,8 +51,13 @@ def _textures() -> list[np.ndarray]:
     ]
 
 
-def _render(camera: Camera, textures: list[np.ndarray]) -> np.ndarray:
-    """A patterned cube with corners at +-1 on a patterned floor at z = -1, by casting a ray through each pixel."""
+def _render(
+    camera: Camera, textures: list[np.ndarray], half: float = 5.0, beneath: np.ndarray | None = None
+) -> np.ndarray:
+    """A patterned cube with corners at +-1 on a patterned floor at z = -1, by casting a ray through each pixel.
+
+    The floor reaches to +-`half`; behind it is `beneath`, grey in [0, 1], or one grey.
+    """
     v, u = np.mgrid[0:_HEIGHT, 0:_WIDTH] + 0.5
     rays = np.stack([(u - camera.cx) / camera.fl_x, (v - camera.cy) / camera.fl_y, np.ones_like(u)], axis=-1)
     rays = rays @ camera.world_to_cam[:3, :3].numpy()
@@ -60,16 +66,16 @@ def _render(camera: Camera, textures: list[np.ndarray]) -> np.ndarray:
     near, far = np.minimum(first, second), np.maximum(first, second)
     enters = near.max(axis=-1)
     on_cube = (enters < far.min(axis=-1)) & (enters > 0)
-    grey = np.full((_HEIGHT, _WIDTH), 0.5)
+    grey = np.full((_HEIGHT, _WIDTH), 0.5) if beneath is None else beneath.copy()
 
-    def paint(mask: np.ndarray, at: np.ndarray, texture: np.ndarray, half: float) -> None:
-        index = (at / half * 0.5 + 0.5) * (np.array(texture.shape) - 1)
+    def paint(mask: np.ndarray, at: np.ndarray, texture: np.ndarray, reach: float) -> None:
+        index = (at / reach * 0.5 + 0.5) * (np.array(texture.shape) - 1)
         grey[mask] = map_coordinates(texture, index.T, order=1, mode="nearest")
 
     with np.errstate(divide="ignore", invalid="ignore"):
         down = (-1 - origin[2]) / rays[..., 2]
     hit = origin + rays * down[..., None]
-    floor = ~on_cube & (down > 0) & (np.abs(hit[..., :2]).max(axis=-1) < 5)
+    floor = ~on_cube & (down > 0) & (np.abs(hit[..., :2]).max(axis=-1) < half)
     paint(floor, hit[floor][:, :2], textures[6], 5.0)
     hit = origin + rays * enters[..., None]
     axis = near.argmax(axis=-1)
@@ -280,6 +286,52 @@ def test_the_same_photos_give_the_same_scene_byte_for_byte(cube: Cube, tmp_path:
         (folder,) = prepare_photos(cube.folder, lambda name: tmp_path / str(run_number) / name)  # noqa: B023
         written.append([(folder / file).read_bytes() for file in ("transforms.json", "points.ply")])
     assert written[0] == written[1]
+
+
+def _turntable(folder: Path, count: int = 36) -> tuple[list[Camera], list[np.ndarray]]:
+    """Photos from one place of the cube on a board that turns with it, before clutter; noise, and 2 % of flicker.
+
+    The cameras are those that the cube sees; the masks are True on cube and board.
+    """
+    rng = np.random.default_rng(4)
+    textures, clutter = _textures(), zoom(rng.uniform(0, 1, (30, 40)), 8, order=3).clip(0, 1)
+    cameras, masks = [], []
+    for index in range(count):
+        cameras.append(_camera(360.0 / count * index, 32.0))
+        black, white = (
+            _render(cameras[-1], textures, 1.5, np.full((_HEIGHT, _WIDTH), v)) for v in (0.0, 1.0)
+        )
+        masks.append(black == white)
+        photo = _render(cameras[-1], textures, 1.5, clutter) * (1 + 0.02 * rng.standard_normal())
+        noisy = photo + 2.5 * rng.standard_normal(photo.shape)
+        _save(folder / f"{index}.jpg", noisy.clip(0, 255).round().astype(np.uint8))
+    return cameras, masks
+
+
+@pytest.mark.xfail(
+    reason="one circle leaves focal length and tilt open: COLMAP moves 323 px to 175, tilt 31 degrees off"
+)
+@pytest.mark.slow
+def test_a_part_that_turned_before_a_camera_that_stood_still_gets_its_cameras_and_masks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pycolmap", minversion="4")
+    cameras, masks = _turntable(tmp_path / "bench")
+    assert run(Photos(data=tmp_path / "bench", workspace=tmp_path / "work")) == 0
+    assert "the camera stood still in one place while the part turned: 36 masks" in capsys.readouterr().out
+    views = {int(Path(view.name).stem): view for view in load_scene(tmp_path / "work/scenes/bench").views}
+    assert len(views) >= 34
+    first = min(views)
+    overlap = []
+    for index, view in views.items():
+        ours = view.camera.world_to_cam[:3, :3] @ views[first].camera.world_to_cam[:3, :3].T
+        true = cameras[index].world_to_cam[:3, :3] @ cameras[first].world_to_cam[:3, :3].T
+        angle = math.acos(max(-1.0, min(1.0, (float(torch.trace(ours.double() @ true.T)) - 1) / 2)))
+        assert math.degrees(angle) < 1.0, index
+        assert view.mask_path is not None
+        found = read_mask(view.mask_path).numpy()
+        overlap.append((found & masks[index]).sum() / (found | masks[index]).sum())
+    assert np.median(overlap) > 0.93
 
 
 @pytest.mark.slow
