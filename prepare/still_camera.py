@@ -110,7 +110,7 @@ def turning_share(
         kept[0] = False
         differs[index] = kept[labels]
 
-    reach = max(1, round(0.006 * min(stack.shape[1:3])))
+    reach = max(1, round(0.01 * min(stack.shape[1:3])))
     closed = np.stack([_closed(mask, reach) for mask in differs])
     outside = np.stack([_outside(mask) for mask in closed])
     seldom = outside.mean(axis=0) < 0.1  # pixels that next to no photo shows to be background

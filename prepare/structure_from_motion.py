@@ -61,6 +61,8 @@ class SfmConfig:
     """Photos most like each one that it is then matched with, too."""
     enough: float = 0.7
     """Share of the photos that must be registered; with fewer, the next mapper is tried."""
+    focal_fixed: bool = False
+    """Whether focal lengths stay as they are given: cameras on one circle leave focal length and tilt open together."""
     seed: int = 0
     """Of every random choice."""
 
@@ -373,6 +375,7 @@ class _Work:
         options = self.colmap.IncrementalPipelineOptions()
         options.min_model_size = 2
         options.extract_colors = False  # ours: COLMAP would read the photos as they lie
+        options.ba_refine_focal_length = not self.config.focal_fixed
         options.num_threads = options.mapper.num_threads = (
             1  # with two, sums and so cameras vary; it gains nothing
         )
@@ -401,7 +404,8 @@ class _Work:
         copy = out / "database.db"
         shutil.copy2(self.database, copy)
         self.progress("cameras, all at once", 0, len(self.photos))
-        self.colmap.calibrate_view_graph(str(copy))
+        if not self.config.focal_fixed:
+            self.colmap.calibrate_view_graph(str(copy))
         options = self.colmap.GlobalPipelineOptions()
         options.num_threads = options.mapper.num_threads = 1
         options.mapper.bundle_adjustment.ceres.solver_options.num_threads = 1
@@ -415,6 +419,7 @@ class _Work:
             part.random_seed = self.config.seed
         options.mapper.global_positioning.use_gpu = False
         options.mapper.bundle_adjustment.ceres.use_gpu = False
+        options.mapper.bundle_adjustment.refine_focal_length = not self.config.focal_fixed
         try:
             models: dict[int, Any] = self.colmap.global_mapping(
                 str(copy), str(self.folder), str(out), options

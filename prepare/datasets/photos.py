@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -139,7 +139,7 @@ def prepare_photos(
         sfm_photos,
         writer.folder / "sfm",
         ordered=is_video,
-        config=sfm,
+        config=replace(sfm or SfmConfig(), focal_fixed=len(still) == 1),
         progress=lambda what, done, total: progress(f"{scene_name}: {what}", done, total),
     )
     registered = len(reconstruction.photos)
@@ -213,7 +213,7 @@ def prepare_photos(
             "scale_from": scale.source,
             "coverage": asdict(coverage),
             "summary": [
-                *_still_words(still),
+                *_still_words(still, all(photo.focal_px is not None for photo in sfm_photos)),
                 *_summary(reconstruction, len(kept), not_registered, dropped, coverage, placement, scale),
             ],
         }
@@ -292,14 +292,22 @@ def _still_places(data: Path, looks: dict[str, Look | InputError], turntable: Tu
     return groups
 
 
-def _still_words(still: Sequence[StillGroup]) -> list[str]:
+def _still_words(still: Sequence[StillGroup], focal_known: bool) -> list[str]:
     if not still:
         return []
     places = "in one place" if len(still) == 1 else f"in {len(still)} places"
     count = sum(len(group.names) for group in still)
     return [
         f"the camera stood still {places} while the part turned: {count} masks made of what turns, cameras from that"
-        " alone (--turntable no if that is wrong)"
+        " alone (--turntable no if that is wrong)",
+        *(
+            [
+                "photos from one height do not tell focal length from tilt, and EXIF says neither: shapes may come out squeezed;"
+                " add a second height, or photos with EXIF"
+            ]
+            if len(still) == 1 and not focal_known
+            else []
+        ),
     ]
 
 
