@@ -1,0 +1,77 @@
+"""Trained networks on disk: one .safetensors file that says in its header what network it holds. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from detect.cmt.model import CMT, ModelConfig, config_as_json, config_from_json
+from prepare.atomic_write import write_with
+from prepare.errors import InputError
+
+FORMAT = "splatad-cmt-1"
+
+
+def save_network(path: Path, network: CMT, about: Mapping[str, Any]) -> None:
+    """Write the weights, the configuration and `about` (plain values: data, recipe, figures, threshold), atomically."""
+    header = {
+        "format": FORMAT,
+        "model": json.dumps(config_as_json(network.config)),
+        "about": json.dumps(dict(about), allow_nan=False),
+    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    write_with(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def load_network(path: Path, expected: ModelConfig | None = None) -> tuple[CMT, dict[str, Any]]:
+    """The network, in eval mode, and what was said about it.
+
+    Raises: InputError where the file is missing, damaged, of another kind, not of the `expected` configuration, or holds
+    tensors that are not this network's.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: cannot be read as weights ({' '.join(str(error).split())[:120]}); "
+            "give the .safetensors file that `splatad train cmt` wrote"
+        ) from error
+    if header.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: not weights of this detector (format {header.get('format', 'none')!r}, expected {FORMAT!r}); "
+            "give the .safetensors file that `splatad train cmt` wrote"
+        )
+    try:
+        config = config_from_json(json.loads(header["model"]))
+        about = json.loads(header.get("about", "{}"))
+    except (InputError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its header cannot be read ({error}); train it again") from error
+    if expected is not None and config != expected:
+        ours, theirs = config_as_json(expected), config_as_json(config)
+        name = next(name for name in ours if ours[name] != theirs[name])
+        raise InputError(
+            f"{path}: another network's weights ({name} {theirs[name]}, expected {ours[name]}); "
+            "give a checkpoint of the same preset"
+        )
+    network = CMT(config)
+    wanted = network.state_dict()
+    if odd := sorted(set(wanted) ^ set(tensors)):
+        kind = "foreign" if odd[0] in tensors else "missing"
+        raise InputError(
+            f"{path}: {kind} tensor {odd[0]} ({len(odd)} do not fit the network); train it again"
+        )
+    for name, tensor in wanted.items():
+        if tensor.shape != tensors[name].shape:
+            raise InputError(
+                f"{path}: tensor {name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}; train it again"
+            )
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False), about

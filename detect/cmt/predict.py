@@ -1,0 +1,242 @@
+"""One photo or many against a reference whose features are kept: score, box, map, matches and viewpoint.
+
+Photos and views pass the network one by one, so that an answer does not depend on what else was asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from detect.cmt.checkpoint import load_network
+from detect.cmt.encoder import CELL_PX
+from detect.cmt.model import CMT, EMPTY_LOGIT, Cells, ModelConfig
+from detect.cmt.reference import ReferenceViews, check_views
+from prepare.errors import InputError
+
+_WHITE = 0.02  # a photo without alpha: how much darker than its white ground the part is
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo as the network sees it, and where its frame lies in the original."""
+
+    picture: Float[Tensor, "rgb=3 px px"]  # in [-1, 1] on white
+    share: Float[Tensor, "cells"]
+    height: int  # of the original, px
+    width: int  # px
+    top: float  # px of the original above its first row where white was added
+    left: float
+    scale: float  # original px per px
+
+
+@dataclass(frozen=True)
+class EncodedReference:
+    """The views' features, computed once."""
+
+    cells: Cells
+    views: ReferenceViews
+
+
+@dataclass(frozen=True)
+class PatchMatch:
+    """A cell of the photo and the cells of the views that it was compared with, best first."""
+
+    cell: tuple[int, int]  # row, column
+    view: tuple[int, ...]  # of the reference; its number of views stands for the aiding one
+    matched: tuple[tuple[int, int], ...]  # row, column in that view
+    score: tuple[float, ...]  # similarity, with the geometric prior where the pose was given
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of one photo."""
+
+    score: float  # probability of a defect, [0, 1]
+    label: int  # 1: defective
+    box: (
+        tuple[float, float, float, float] | None
+    )  # x, y, width, height in the photo's px; None where label is 0
+    patch_map: Float[Tensor, "height width"] | None  # probability of a change, on the photo's pixels
+    patches: Float[Tensor, "rows columns"] | None  # the same on the cells of the network's frame
+    matches: tuple[PatchMatch, ...]  # of every cell of the part
+    best_view: int | None  # from whose side the photo was taken, by votes of the matches
+    view_scores: tuple[float, ...]  # mean disagreement of each view, cells; smaller is nearer
+
+
+def frame_photo(
+    rgb: Float[Tensor, "height width rgb=3"], alpha: Float[Tensor, "height width"] | None, px: int
+) -> Photo:
+    """`rgb` in [0, 1] on white, made square by white at its sides and resampled to `px`; the part's shape is kept.
+
+    Without alpha the part is what differs from a white ground.
+
+    Raises: InputError where nothing of the part is left.
+    """
+    height, width = rgb.shape[:2]
+    if alpha is None:
+        alpha = ((1 - rgb).amax(dim=-1) > _WHITE).to(rgb.dtype)
+    side = max(height, width)
+    white = rgb * alpha[..., None] + 1 - alpha[..., None]
+    top, left = (side - height) // 2, (side - width) // 2
+    room = (left, side - width - left, top, side - height - top)
+    square = F.pad(white.permute(2, 0, 1)[None], room, value=1.0)
+    cover = F.pad(alpha[None, None], room)
+    if side != px:
+        square = F.interpolate(square, size=(px, px), mode="bilinear", align_corners=False, antialias=True)
+        cover = F.interpolate(cover, size=(px, px), mode="bilinear", align_corners=False, antialias=True)
+    share = F.avg_pool2d(cover, CELL_PX)[0, 0]
+    share = torch.where(share > 0.5 / 255, share, 0.0)
+    if not bool((share > 0).any()):
+        raise InputError(
+            "photo: nothing of the part is in it (an empty mask); give its mask, or a photo on a white ground"
+        )
+    return Photo(square[0].clamp(0, 1) * 2 - 1, share.flatten(), height, width, top, left, side / px)
+
+
+class Predictor:
+    """A trained network and the threshold chosen with it."""
+
+    def __init__(self, network: CMT, threshold: float = 0.5) -> None:
+        self.network, self.threshold = network.eval().requires_grad_(False), threshold
+
+    @classmethod
+    def from_file(cls, path: Path, expected: ModelConfig | None = None) -> Predictor:
+        """Raises: as `load_network`; InputError where its threshold is no probability."""
+        network, about = load_network(path, expected)
+        threshold = about.get("threshold", 0.5)
+        if not isinstance(threshold, float | int) or not 0 <= threshold <= 1:
+            raise InputError(f"{path}: threshold {threshold!r} is no probability; train it again")
+        return cls(network, float(threshold))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, views: ReferenceViews) -> EncodedReference:
+        """The reference ready for any number of photos.
+
+        Raises: InputError as `check_views`, or where the pictures have another size than the network's.
+        """
+        check_views(views, "reference")
+        return EncodedReference(self._encoded(views), views)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        photos: Sequence[Photo],
+        reference: EncodedReference,
+        aided: Sequence[ReferenceViews | None] | None = None,
+    ) -> list[Prediction]:
+        """What the network says of each photo; `aided` holds a view from its own camera (in the photo's square frame).
+
+        Raises: InputError where an aiding view is given to a network that was trained without.
+        """
+        if aided is not None and len(aided) != len(photos):
+            raise InputError(
+                f"aiding views: {len(aided)} for {len(photos)} photos; give one, or None, for each"
+            )
+        return [
+            self._one(photo, reference, None if aided is None else aided[number])
+            for number, photo in enumerate(photos)
+        ]
+
+    def _encoded(self, views: ReferenceViews) -> Cells:
+        cells = None
+        for number in range(len(views.pictures)):
+            part = slice(number, number + 1)
+            one = self.network.encode(
+                views.normalised()[part].to(self.device),
+                views.share[part].to(self.device),
+                views.xyz[part].to(self.device),
+            )
+            cells = one if cells is None else cells.joined(one)
+        assert cells is not None
+        return cells
+
+    def _one(self, photo: Photo, reference: EncodedReference, aiding: ReferenceViews | None) -> Prediction:
+        number = len(reference.views.pictures)
+        cells, aided = reference.cells, None
+        if aiding is not None:
+            if not self.network.config.aided:
+                raise InputError("network: trained without aiding views; predict without the pose")
+            check_views(aiding, "aiding view")
+            cells = cells.joined(self._encoded(aiding))
+            aided = torch.tensor([number], device=self.device)
+        own = self.network.encode(photo.picture[None].to(self.device), photo.share[None].to(self.device))
+        view_of = torch.arange(number, device=self.device)[None]
+        out = self.network.compare(own, cells, view_of, aided)
+        columns = self.network.config.columns
+        score = float(out.logit.double().sigmoid())
+        label = int(score > self.threshold)
+        patches = whole = None
+        if out.patch is not None:
+            logits = out.patch
+            if out.unexplained is not None and aided is not None:
+                # The aiding view lies on the photo: what it shows without a counterpart is missing there.
+                logits = torch.maximum(logits, out.unexplained)
+            patches = torch.where(logits > EMPTY_LOGIT, logits.sigmoid(), 0.0).view(columns, columns).cpu()
+            whole = _on_photo(patches, photo)
+        votes = out.disagreement
+        return Prediction(
+            score,
+            label,
+            _box_on_photo(out.box[0].tolist(), photo, self.network.config.px) if label else None,
+            whole,
+            patches,
+            self._matches(out.matches, photo, columns),
+            None if votes is None else int(votes[0].argmin()),
+            () if votes is None else tuple(votes[0].tolist()),
+        )
+
+    def _matches(self, matches: object, photo: Photo, columns: int) -> tuple[PatchMatch, ...]:
+        from detect.cmt.model import Matches
+
+        if not isinstance(matches, Matches):
+            return ()
+        out = []
+        shown = photo.share > 0
+        rows: Int[Tensor, "rows"] = matches.row_cell[0].cpu()
+        for row, cell in enumerate(rows.tolist()):
+            if not bool(matches.row_usable[0, row]) or not bool(shown[cell]):
+                continue
+            valid = [n for n, score in enumerate(matches.score[0, row].tolist()) if math.isfinite(score)]
+            there = matches.cell[0, row].tolist()
+            out.append(
+                PatchMatch(
+                    (cell // columns, cell % columns),
+                    tuple(int(matches.view[0, row, n]) for n in valid),
+                    tuple((there[n] // columns, there[n] % columns) for n in valid),
+                    tuple(float(matches.score[0, row, n]) for n in valid),
+                )
+            )
+        return tuple(out)
+
+
+def _on_photo(patches: Float[Tensor, "rows columns"], photo: Photo) -> Float[Tensor, "height width"]:
+    """The cells' values on the photo's pixels, linear between the cells' middles."""
+    side = max(photo.height, photo.width)
+    whole = F.interpolate(
+        patches[None, None].float(), size=(side, side), mode="bilinear", align_corners=False
+    )
+    top, left = int(photo.top), int(photo.left)
+    return whole[0, 0, top : top + photo.height, left : left + photo.width]
+
+
+def _box_on_photo(box: Sequence[float], photo: Photo, px: int) -> tuple[float, float, float, float]:
+    cx, cy, w, h = (value * px * photo.scale for value in box)
+    x, y = max(0.0, cx - w / 2 - photo.left), max(0.0, cy - h / 2 - photo.top)
+    right, below = (
+        min(float(photo.width), cx + w / 2 - photo.left),
+        min(float(photo.height), cy + h / 2 - photo.top),
+    )
+    return x, y, max(0.0, right - x), max(0.0, below - y)
