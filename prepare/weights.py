@@ -86,6 +86,14 @@ REGISTRY: dict[str, WeightsFile] = {
             purpose="the ImageNet backbone of PatchCore and its kin",
         ),
         WeightsFile(
+            name="resnet18",
+            file="resnet18-f37072fd.pth",
+            licence="BSD-3-Clause",
+            sha256="f37072fd",
+            url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
+            purpose="an optional start for the encoder of CMT",
+        ),
+        WeightsFile(
             name="dinov2_vits14",
             file="dinov2_vits14_pretrain.pth",
             licence="Apache-2.0",

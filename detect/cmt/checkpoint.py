@@ -18,14 +18,19 @@ from prepare.errors import InputError
 FORMAT = "splatad-cmt-1"
 
 
-def save_network(path: Path, network: CMT, about: Mapping[str, Any]) -> None:
-    """Write the weights, the configuration and `about` (plain values: data, recipe, figures, threshold), atomically."""
+def save_network(path: Path, network: CMT, about: Mapping[str, Any], half: bool = False) -> None:
+    """Write the weights, the configuration and `about` (plain values: data, recipe, figures, threshold), atomically.
+
+    With `half` in half precision, to be shipped: answers then differ in the third digit of a logit.
+    """
     header = {
         "format": FORMAT,
         "model": json.dumps(config_as_json(network.config)),
         "about": json.dumps(dict(about), allow_nan=False),
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    if half:
+        tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     write_with(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
 

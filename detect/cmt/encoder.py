@@ -125,7 +125,7 @@ class Encoder(nn.Module):
 
     def forward(
         self, pictures: Float[Tensor, "batch rgb=3 height width"]
-    ) -> Float[Tensor, "batch width rows columns"]:
+    ) -> Float[Tensor, "batch channels rows columns"]:
         """Of pictures in [-1, 1], white 1."""
         if pictures.shape[-1] % 32 or pictures.shape[-2] % 32:
             raise ValueError(f"pictures of {tuple(pictures.shape[-2:])} px: sides are multiples of 32 px")

@@ -402,10 +402,13 @@ class Decoder(nn.Module):
         # Keys: the cells of this photo's views, the aiding one last.
         context = keys_usable = chosen = None
         matches = disagreement = None
-        key_cell = key_view = similarity = None
+        order = None
         if views is not None and view_of is not None:
             assert views.xyz is not None
             n = view_of.shape[1]
+            # Views in an order of their own, whatever order they came in: ties and rounding then depend on it no more.
+            order = _signature(views)[view_of].argsort(dim=1, stable=True)
+            view_of = view_of.gather(1, order)
             all_views = view_of
             usable = (views.share[view_of] > 0).flatten(1)
             if not c.foreground_only:
@@ -452,10 +455,11 @@ class Decoder(nn.Module):
                 guided = guided.masked_fill(~keys_usable[:, None], -math.inf)
                 if c.k > 0:
                     chosen = choose_best(guided, c.k)
+                    own = torch.cat([order, order.new_full((batch, 1), n)], dim=1)  # the aiding view stays last
                     matches = Matches(
                         row_cell,
                         row_usable,
-                        _at(key_view, chosen.index),
+                        _at(own.gather(1, key_view), chosen.index),
                         _at(key_cell, chosen.index),
                         chosen.score,
                     )
@@ -524,6 +528,8 @@ class Decoder(nn.Module):
             if shape:
                 raw = raw + torch.logit(shape[0][:, :4].clamp(0.01, 0.99))
             box = raw.sigmoid()
+        if disagreement is not None and order is not None:
+            disagreement = torch.zeros_like(disagreement).scatter(1, order, disagreement)
         return Output(logit, box, patch, unexplained, near, disagreement, matches)
 
     def _explain(
@@ -577,6 +583,13 @@ def widened(kept: Bool[Tensor, "batch cells"], columns: int) -> Bool[Tensor, "ba
     """With the cells that touch a kept one."""
     grid = kept.unflatten(1, (-1, columns))[:, None].float()
     return (F.max_pool2d(grid, 3, 1, 1) > 0)[:, 0].flatten(1)
+
+
+def _signature(views: Cells) -> Float[Tensor, "views"]:
+    """A number of each view's own, from what it shows."""
+    with torch.no_grad():
+        places = torch.arange(views.features.shape[1], device=views.features.device, dtype=torch.float64)
+        return (views.features.double().sum(dim=2) * (places + 1).sqrt()).sum(dim=1)
 
 
 def _of(views: Cells, index: Int[Tensor, "batch"]) -> Cells:

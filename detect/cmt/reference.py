@@ -27,7 +27,7 @@ from prepare.atomic_write import write_with
 from prepare.camera import Camera, look_at
 from prepare.errors import InputError
 from prepare.mesh import Mesh
-from prepare.mesh_render import RendererName, render_mesh, surface_finder
+from prepare.mesh_render import MeshPainter, RendererName, surface_finder
 from recon.gaussians import Gaussians
 from recon.rasterize import RasterOptions, rasterize
 
@@ -167,10 +167,10 @@ def views_of_mesh(
 
     Raises: MissingPartError without a renderer; InputError as `check_views`.
     """
-    finder = surface_finder(mesh, renderer)
+    painter = MeshPainter(mesh, surface_finder(mesh, renderer), np.array([0.0, 0.0, 1.0]))
     pictures, shares, points = [], [], []
     for camera in cameras:
-        seen = render_mesh(mesh, _in_own_world(camera, centre, radius), finder)
+        seen = painter.photograph(_in_own_world(camera, centre, radius))
         alpha, depth = torch.from_numpy(seen.alpha).double(), torch.from_numpy(seen.depth).double() / radius
         rgb = torch.from_numpy(seen.rgb).double()
         if shading == "colour":
