@@ -95,12 +95,16 @@ class GroupStream:
 
     def _shuffled(self, epoch: int) -> list[tuple[int, tuple[int, ...]]]:
         rng = np.random.default_rng((self.seed, 0, epoch))
-        twin_of = self.pack["query_twin"]
+        companions: dict[int, list[int]] = {}
+        for photo, twin in enumerate(np.asarray(self.pack["query_twin"]).tolist()):
+            if twin >= 0:
+                companions.setdefault(photo, []).append(twin)
+                companions.setdefault(twin, []).append(photo)
         groups = []
         for shape, own in self.by_shape.items():
             left, order = set(own.tolist()), []
             for photo in rng.permutation(own).tolist():
-                for one in (photo, int(twin_of[photo])):
+                for one in (photo, *companions.get(photo, ())):
                     if one in left:
                         left.remove(one)
                         order.append(one)

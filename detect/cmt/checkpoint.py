@@ -23,11 +23,9 @@ def save_network(path: Path, network: CMT, about: Mapping[str, Any], half: bool 
 
     With `half` in half precision, to be shipped: answers then differ in the third digit of a logit.
     """
-    header = {
-        "format": FORMAT,
-        "model": json.dumps(config_as_json(network.config)),
-        "about": json.dumps(dict(about), allow_nan=False),
-    }
+    values = {"format": FORMAT, "model": config_as_json(network.config), "about": dict(about)}
+    # One entry: the order of several is drawn anew by every process, and the same training gives the same file.
+    header = {"splatad": json.dumps(values, allow_nan=False)}
     tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
     if half:
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
@@ -42,21 +40,25 @@ def load_network(path: Path, expected: ModelConfig | None = None) -> tuple[CMT, 
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            text = (file.metadata() or {}).get("splatad", "{}")
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path}: cannot be read as weights ({' '.join(str(error).split())[:120]}); "
             "give the .safetensors file that `splatad train cmt` wrote"
         ) from error
-    if header.get("format") != FORMAT:
+    try:
+        header = json.loads(text)
+        found = header.get("format", "none")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path}: its header cannot be read ({error}); train it again") from error
+    if found != FORMAT:
         raise InputError(
-            f"{path}: not weights of this detector (format {header.get('format', 'none')!r}, expected {FORMAT!r}); "
+            f"{path}: not weights of this detector (format {found!r}, expected {FORMAT!r}); "
             "give the .safetensors file that `splatad train cmt` wrote"
         )
     try:
-        config = config_from_json(json.loads(header["model"]))
-        about = json.loads(header.get("about", "{}"))
+        config, about = config_from_json(header["model"]), dict(header["about"])
     except (InputError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its header cannot be read ({error}); train it again") from error
     if expected is not None and config != expected:

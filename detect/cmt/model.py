@@ -196,7 +196,7 @@ class Cells:
     """Pictures as the network keeps them."""
 
     features: Float[Tensor, "pictures cells width"]
-    matching: Float[Tensor, "pictures cells matching"]  # unit vectors times the part's share
+    matching: Float[Tensor, "pictures cells matching"]  # unit vectors; as released times the part's share
     share: Float[Tensor, "pictures cells"]  # of the cell that the part covers, in [0, 1]
     xyz: Float[Tensor, "pictures cells xyz=3"] | None = None  # of views: the surface point, NaN where none
 
@@ -289,8 +289,10 @@ class CMT(nn.Module):
         share = share.to(features.dtype)
         matching = features.new_zeros(*features.shape[:2], 0)
         if self.matching is not None:
-            weight = share if self.config.foreground == "white" else (share > 0).to(features.dtype)
-            matching = self.matching(features) * weight[..., None]
+            matching = self.matching(features)
+            if self.config.foreground == "white":
+                # As released. It leaves background cells without a preference among keys, that is all keys tied.
+                matching = matching * share[..., None]
         return Cells(features, matching, share, xyz)
 
     def compare(

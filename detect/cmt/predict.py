@@ -17,7 +17,7 @@ from torch import Tensor
 
 from detect.cmt.checkpoint import load_network
 from detect.cmt.encoder import CELL_PX
-from detect.cmt.model import CMT, EMPTY_LOGIT, Cells, ModelConfig
+from detect.cmt.model import CMT, EMPTY_LOGIT, Cells, Matches, ModelConfig
 from detect.cmt.reference import ReferenceViews, check_views
 from prepare.errors import InputError
 
@@ -32,8 +32,8 @@ class Photo:
     share: Float[Tensor, "cells"]
     height: int  # of the original, px
     width: int  # px
-    top: float  # px of the original above its first row where white was added
-    left: float
+    top: int  # px of the original's scale: white above its first row
+    left: int
     scale: float  # original px per px
 
 
@@ -198,10 +198,8 @@ class Predictor:
             () if votes is None else tuple(votes[0].tolist()),
         )
 
-    def _matches(self, matches: object, photo: Photo, columns: int) -> tuple[PatchMatch, ...]:
-        from detect.cmt.model import Matches
-
-        if not isinstance(matches, Matches):
+    def _matches(self, matches: Matches | None, photo: Photo, columns: int) -> tuple[PatchMatch, ...]:
+        if matches is None:
             return ()
         out = []
         shown = photo.share > 0
@@ -228,7 +226,7 @@ def _on_photo(patches: Float[Tensor, "rows columns"], photo: Photo) -> Float[Ten
     whole = F.interpolate(
         patches[None, None].float(), size=(side, side), mode="bilinear", align_corners=False
     )
-    top, left = int(photo.top), int(photo.left)
+    top, left = photo.top, photo.left
     return whole[0, 0, top : top + photo.height, left : left + photo.width]
 
 

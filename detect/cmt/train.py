@@ -493,17 +493,11 @@ class _Run:
                 tensors |= {f"adam.{number}.{name}": value for name, value in state.items()}
             held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
             # One file with all of it: a crash between two would mix a step with another's weights.
-            head = json.dumps(
-                {
-                    "step": self.step,
-                    "best": self.best if math.isfinite(self.best) else None,
-                    "history": self.history,
-                }
-            )
-            config = json.dumps(_plain(self.config))
+            best = self.best if math.isfinite(self.best) else None
+            head = {"step": self.step, "best": best, "history": self.history, "config": _plain(self.config)}
             write_with(
                 self.out / STATE,
-                lambda path: save_file(held, path, metadata={"head": head, "config": config}),
+                lambda path: save_file(held, path, metadata={"splatad": json.dumps(head)}),
             )
         wait_for_all()
 
@@ -515,9 +509,9 @@ class _Run:
 
         try:
             with safe_open(path, framework="pt") as file:
-                about = file.metadata()
+                head = json.loads(file.metadata()["splatad"])
             tensors = load_file(path)
-            head, config = json.loads(about["head"]), json.loads(about["config"])
+            config = head["config"]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: cannot be read ({error}); start again in another folder") from error
         ours = json.loads(json.dumps(_plain(self.config)))
