@@ -95,7 +95,7 @@ def alignment_loss(
 
 def alignment_loss_of_points(
     anchors: Float[Tensor, "pictures cells matching"],
-    keys: Float[Tensor, "pictures cells matching"],
+    keys: Float[Tensor, "views cells matching"],
     pairs: Pairs,
     temperature: float,
 ) -> Float[Tensor, ""]:

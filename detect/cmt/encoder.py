@@ -30,6 +30,22 @@ class Smoothing(NamedTuple):
     coarse: int  # each of the coarse ones is followed by a doubling as far as one is needed
 
 
+class PointConv2d(nn.Conv2d):
+    """A 1 x 1 convolution as the product of matrices that it is.
+
+    oneDNN's own weight gradient of these (jit_avx512_common_1x1_convolution_bwd_weights, torch 2.13) writes where it must
+    not when it runs in two threads with few channels: training then ends in a segmentation fault.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(channels, width, 1, stride, bias=bias)
+
+    def forward(self, input: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d i j"]:
+        step = self.stride[0]
+        last = input[..., ::step, ::step].permute(0, 2, 3, 1)
+        return F.linear(last, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 class Block(nn.Module):
     """Two 3 x 3 convolutions round a shortcut; names as torchvision's, so that its weights fit."""
 
@@ -42,7 +58,7 @@ class Block(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or channels != width:
             self.downsample = nn.Sequential(
-                nn.Conv2d(channels, width, 1, stride, bias=False), normalisation(norm, width)
+                PointConv2d(channels, width, stride, bias=False), normalisation(norm, width)
             )
 
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d i j"]:
@@ -93,7 +109,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = Backbone(widths, depths, norm)
-        self.inner = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in widths[1:])
+        self.inner = nn.ModuleList(PointConv2d(channels, width) for channels in widths[1:])
         self.level = nn.ModuleList(
             nn.Conv2d(width, width, 3, padding=1) if level_convolutions else nn.Identity() for _ in widths[1:]
         )

@@ -457,7 +457,9 @@ class Decoder(nn.Module):
                 guided = guided.masked_fill(~keys_usable[:, None], -math.inf)
                 if c.k > 0:
                     chosen = choose_best(guided, c.k)
-                    own = torch.cat([order, order.new_full((batch, 1), n)], dim=1)  # the aiding view stays last
+                    own = torch.cat(
+                        [order, order.new_full((batch, 1), n)], dim=1
+                    )  # the aiding view stays last
                     matches = Matches(
                         row_cell,
                         row_usable,

@@ -27,10 +27,15 @@ def chair(rng: np.random.Generator) -> list[np.ndarray]:
     w, d, h = rng.uniform(0.3, 0.5, 3)
     seat = rng.uniform(-0.1, 0.15)
     leg = rng.uniform(0.04, 0.08)
-    boxes = [np.array([[0, 0, seat], [w, d, 0.05]]), np.array([[-w + 0.05, 0, seat + h], [0.05, d * rng.uniform(0.5, 1), h]])]
+    boxes = [
+        np.array([[0, 0, seat], [w, d, 0.05]]),
+        np.array([[-w + 0.05, 0, seat + h], [0.05, d * rng.uniform(0.5, 1), h]]),
+    ]
     for x in (-1, 1):
         for y in (-1, 1):
-            boxes.append(np.array([[x * (w - leg), y * (d - leg), (seat - 0.8) / 2], [leg, leg, (seat + 0.8) / 2]]))
+            boxes.append(
+                np.array([[x * (w - leg), y * (d - leg), (seat - 0.8) / 2], [leg, leg, (seat + 0.8) / 2]])
+            )
     boxes.append(np.array([[0.1, d * rng.choice([-1, 1]), seat + 0.2], [w * 0.6, 0.04, 0.05]]))  # one arm
     return boxes
 
@@ -57,7 +62,11 @@ def surface(boxes: list[np.ndarray], step: float) -> Solid:
 
 def camera(azimuth: float, elevation: float) -> np.ndarray:
     place = DISTANCE * np.array(
-        [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
+        [
+            math.cos(elevation) * math.cos(azimuth),
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+        ]
     )
     forward = -place / DISTANCE
     right = np.cross(forward, [0, 0, 1.0])
@@ -104,7 +113,9 @@ def cells_of(seen: Seen, pose: np.ndarray, K: np.ndarray, px: int) -> tuple[np.n
     alpha = seen.mask.reshape(cells, CELL, cells, CELL).mean(axis=(1, 3))
     xyz = np.full((cells, cells, 3), np.nan, dtype=np.float32)
     for row, column in np.argwhere(alpha > 0):
-        rows, columns = np.nonzero(seen.mask[row * CELL : row * CELL + CELL, column * CELL : column * CELL + CELL])
+        rows, columns = np.nonzero(
+            seen.mask[row * CELL : row * CELL + CELL, column * CELL : column * CELL + CELL]
+        )
         near = ((rows + 0.5 - CELL / 2) ** 2 + (columns + 0.5 - CELL / 2) ** 2).argmin()
         v, u = row * CELL + rows[near], column * CELL + columns[near]
         z = seen.depth[v, u]
@@ -114,7 +125,13 @@ def cells_of(seen: Seen, pose: np.ndarray, K: np.ndarray, px: int) -> tuple[np.n
 
 
 def make_pack(
-    folder: Path, shapes: int = 6, views: int = 4, photos: int = 4, px: int = 64, seed: int = 0, step: float = 0.012
+    folder: Path,
+    shapes: int = 6,
+    views: int = 4,
+    photos: int = 4,
+    px: int = 64,
+    seed: int = 0,
+    step: float = 0.012,
 ) -> Path:
     """Each photo of a defect is followed by its twin; two thirds of the shapes train, the rest validate and test."""
     rng = np.random.default_rng(seed)
@@ -131,14 +148,23 @@ def make_pack(
         boxes = chair(rng)
         solid = surface(boxes, step)
         sample = rng.choice(len(solid.points), points, replace=False)
-        record: dict[str, list[np.ndarray]] = {n: [] for n in ("views", "alpha", "xyz", "camera", "pxy", "visible")}
+        record: dict[str, list[np.ndarray]] = {
+            n: [] for n in ("views", "alpha", "xyz", "camera", "pxy", "visible")
+        }
         for view in range(views):
             pose = camera(2 * math.pi * view / views + 0.1, 0.35)
             seen = draw(solid, pose, K, px)
             alpha, xyz = cells_of(seen, pose, K, px)
             for name, value in zip(
                 record,
-                ((seen.grey * 255).astype(np.uint8), alpha, xyz, pose, seen.pixel[sample], seen.visible[sample]),
+                (
+                    (seen.grey * 255).astype(np.uint8),
+                    alpha,
+                    xyz,
+                    pose,
+                    seen.pixel[sample],
+                    seen.visible[sample],
+                ),
                 strict=True,
             ):
                 record[name].append(value)
@@ -162,7 +188,9 @@ def make_pack(
             good, bad = draw(solid, pose, K, px), draw(surface(changed, step), pose, K, px)
             old = good.part == part
             new = bad.part == part if kind == 1 else np.zeros_like(old)
-            change = (old | new) & (np.abs(np.nan_to_num(good.depth - bad.depth, nan=0.0, posinf=9, neginf=9)) > 0.01)
+            change = (old | new) & (
+                np.abs(np.nan_to_num(good.depth - bad.depth, nan=0.0, posinf=9, neginf=9)) > 0.01
+            )
             near = camera(azimuth + rng.normal() * 0.004, elevation + rng.normal() * 0.004)
             aiding = draw(solid, near, K, px)
             aid_alpha, aid_xyz = cells_of(aiding, near, K, px)
@@ -178,7 +206,10 @@ def make_pack(
                 rows, columns = np.nonzero(change)
                 box = np.full(4, np.nan)
                 if label and len(rows):
-                    low, high = np.array([columns.min(), rows.min()]), np.array([columns.max(), rows.max()]) + 1
+                    low, high = (
+                        np.array([columns.min(), rows.min()]),
+                        np.array([columns.max(), rows.max()]) + 1,
+                    )
                     box = np.concatenate([(low + high) / 2, high - low]) / px
                 add("query_box", box.astype(np.float32))
                 mask = change if label else np.zeros_like(change)

@@ -29,7 +29,12 @@ def test_sparse_forms_equal_the_dense_mask_in_values_and_gradients(form: str) ->
         out = attention(a, c, usable, chosen, name)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         results.append(
-            [out.detach(), a.grad, c.grad, *(p.grad.clone() for p in attention.parameters() if p.grad is not None)]
+            [
+                out.detach(),
+                a.grad,
+                c.grad,
+                *(p.grad.clone() for p in attention.parameters() if p.grad is not None),
+            ]
         )
     for ours, truth in zip(results[1], results[0], strict=True):
         assert ours is not None
@@ -47,7 +52,10 @@ def test_dense_mask_is_softmax_over_the_chosen_keys_by_hand() -> None:
     for head in range(4):
         own = slice(head * 8, head * 8 + 8)
         q = attention.to_q.weight[own] @ x[0, row]
-        k, v = context[0, keys] @ attention.to_k.weight[own].T, context[0, keys] @ attention.to_v.weight[own].T
+        k, v = (
+            context[0, keys] @ attention.to_k.weight[own].T,
+            context[0, keys] @ attention.to_v.weight[own].T,
+        )
         heads.append((k @ q / 8**0.5).softmax(dim=0) @ v)
     torch.testing.assert_close(out[0, row], attention.to_out(torch.cat(heads)), atol=1e-6, rtol=1e-5)
 

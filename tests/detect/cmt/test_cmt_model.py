@@ -41,14 +41,25 @@ def _network(config: ModelConfig, seed: int = 0) -> CMT:
     return CMT(config).eval()
 
 
-def _batch(folder: Path, aided: bool = True, views: tuple[int, ...] = (0, 1, 2, 3), photos: tuple[int, ...] = (0, 1, 2)) -> Batch:
+def _batch(
+    folder: Path,
+    aided: bool = True,
+    views: tuple[int, ...] = (0, 1, 2, 3),
+    photos: tuple[int, ...] = (0, 1, 2),
+) -> Batch:
     return load_batch(open_pack(folder), [Group(0, photos, views, 0)], Drawing(aided=aided), 0)
 
 
 def _run(network: CMT, batch: Batch) -> Output:
     with torch.no_grad():
         return network(
-            batch.photos, batch.photo_share, batch.views, batch.view_share, batch.view_xyz, batch.view_of, batch.aided
+            batch.photos,
+            batch.photo_share,
+            batch.views,
+            batch.view_share,
+            batch.view_xyz,
+            batch.view_of,
+            batch.aided,
         )
 
 
@@ -96,7 +107,9 @@ def test_the_three_forms_of_attention_give_the_same_network(pack_folder: Path) -
     network, batch = _network(TINY), _batch(pack_folder)
     number = len(batch.views)
     with torch.no_grad():
-        cells = network.encode(torch.cat([batch.views, batch.photos]), torch.cat([batch.view_share, batch.photo_share]))
+        cells = network.encode(
+            torch.cat([batch.views, batch.photos]), torch.cat([batch.view_share, batch.photo_share])
+        )
         views = replace(cells[:number], xyz=batch.view_xyz)
         outs = [
             network.compare(cells[number:], views, batch.view_of, batch.aided, form)
@@ -169,7 +182,10 @@ def test_the_aiding_view_counts_and_only_where_it_is_given(pack_folder: Path) ->
 def test_bad_references_are_named(pack_folder: Path) -> None:
     network, batch = _network(TINY), _batch(pack_folder, aided=False)
     with torch.no_grad():
-        views, photos = network.encode(batch.views, batch.view_share), network.encode(batch.photos, batch.photo_share)
+        views, photos = (
+            network.encode(batch.views, batch.view_share),
+            network.encode(batch.photos, batch.photo_share),
+        )
     with pytest.raises(InputError, match="no surface points"):
         network.compare(photos, views, batch.view_of)
     views = replace(views, xyz=batch.view_xyz)
@@ -202,7 +218,18 @@ def test_only_cells_of_photo_and_aiding_view_have_logits(pack_folder: Path) -> N
 
 def test_fourier_features_by_hand() -> None:
     got = fourier(torch.tensor([[0.5, -1.0]]), 2, 1.0)
-    want = [0.5, -1, math.sin(0.5), math.sin(-1), math.cos(0.5), math.cos(-1), math.sin(1), math.sin(-2), math.cos(1), math.cos(-2)]
+    want = [
+        0.5,
+        -1,
+        math.sin(0.5),
+        math.sin(-1),
+        math.cos(0.5),
+        math.cos(-1),
+        math.sin(1),
+        math.sin(-2),
+        math.cos(1),
+        math.cos(-2),
+    ]
     torch.testing.assert_close(got, torch.tensor([want]))
     assert fourier(torch.zeros(1, 3), 10, 1.0).shape == (1, 63)
 
@@ -244,9 +271,7 @@ def test_votes_prefer_the_view_with_parts_in_the_photos_places() -> None:
     cells = torch.arange(4)
     key_cell, key_view = torch.cat([cells, cells])[None], torch.tensor([[0] * 4 + [1] * 4])
     everything = torch.ones(1, 8, dtype=torch.bool)
-    got = view_disagreement(
-        similarity, cells[None], everything[:, :4], key_cell, key_view, everything, 3, 4
-    )
+    got = view_disagreement(similarity, cells[None], everything[:, :4], key_cell, key_view, everything, 3, 4)
     assert got[0].tolist() == [0.0, 2.0, math.inf]  # (3 + 1 + 1 + 3) / 4
 
 
@@ -274,7 +299,9 @@ def test_position_prior_by_hand() -> None:
 def test_matching_in_place_finds_a_shift_of_one_cell() -> None:
     generator = torch.Generator().manual_seed(0)
     view = torch.nn.functional.normalize(torch.randn(1, 36, 32, generator=generator), dim=-1)
-    photo = view.view(1, 6, 6, 32).roll((1, -1), (1, 2)).reshape(1, 36, 32)  # photo[r, c] = view[r - 1, c + 1]
+    photo = (
+        view.view(1, 6, 6, 32).roll((1, -1), (1, 2)).reshape(1, 36, 32)
+    )  # photo[r, c] = view[r - 1, c + 1]
     found = match_in_place(photo, view, view, 6)
     inner = found.offset.view(6, 6, 2)[1:5, 1:5]
     torch.testing.assert_close(inner, torch.tensor([-1.0, 1.0]).expand(4, 4, 2), atol=0.05, rtol=0)
@@ -290,4 +317,6 @@ def test_batch_of_several_shapes_gives_each_photo_its_own_views(pack_folder: Pat
     together = _run(network, batch)
     for shape in (0, 1):
         alone = _run(network, load_batch(made, [groups[shape]], Drawing(aided=True), 0))
-        torch.testing.assert_close(together.logit[2 * shape : 2 * shape + 2], alone.logit, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            together.logit[2 * shape : 2 * shape + 2], alone.logit, atol=1e-5, rtol=1e-5
+        )

@@ -148,7 +148,10 @@ def test_views_that_cannot_serve_are_named(pack_folder: Path) -> None:
 
 def test_cells_hold_the_point_at_their_middle() -> None:
     camera = Camera(torch.eye(4, dtype=torch.float64), 100.0, 100.0, 16.0, 16.0, 32, 32)
-    alpha, depth = torch.zeros(32, 32, dtype=torch.float64), torch.full((32, 32), torch.inf, dtype=torch.float64)
+    alpha, depth = (
+        torch.zeros(32, 32, dtype=torch.float64),
+        torch.full((32, 32), torch.inf, dtype=torch.float64),
+    )
     alpha[0:8, 0:8], depth[0:8, 0:8] = 1, 2.0  # a whole cell
     alpha[8, 15], depth[8, 15] = 1, 4.0  # one pixel of another
     share, xyz = cells_of(alpha, depth, camera)
@@ -157,7 +160,9 @@ def test_cells_hold_the_point_at_their_middle() -> None:
     near = xyz.view(4, 4, 3)[0, 0]  # pixel 3 or 4: within 0.5 px of the middle at 4.0
     assert (near[:2] * 100 / 2.0 + 16 - 4).abs().max() <= 0.5
     assert near[2] == 2
-    torch.testing.assert_close(xyz.view(4, 4, 3)[1, 1], torch.tensor([(15.5 - 16) / 25, (8.5 - 16) / 25, 4.0]))
+    torch.testing.assert_close(
+        xyz.view(4, 4, 3)[1, 1], torch.tensor([(15.5 - 16) / 25, (8.5 - 16) / 25, 4.0])
+    )
     assert int(xyz.isfinite().all(dim=1).sum()) == 2
 
 

@@ -61,11 +61,17 @@ def test_patch_loss_counts_only_what_counts_and_vanishes_when_right() -> None:
 
 
 def test_alignment_is_infonce_over_the_key_pictures_part() -> None:
-    matching = torch.nn.functional.normalize(torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    matching = torch.nn.functional.normalize(
+        torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     share = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0]])  # the last cell of the key shows no part
     xyz = torch.tensor([[[0.0, 0, 0]] * 4, [[0.0, 0, 0], [0.05, 0, 0], [1, 0, 0], [2, 0, 0]]])
     pairs = Pairs(
-        torch.tensor([0]), torch.tensor([1]), torch.tensor([[2, 0]]), torch.tensor([[0, 1]]), torch.tensor([[True, False]])
+        torch.tensor([0]),
+        torch.tensor([1]),
+        torch.tensor([[2, 0]]),
+        torch.tensor([[0, 1]]),
+        torch.tensor([[True, False]]),
     )
     got = alignment_loss(matching, matching, share, xyz, pairs, 0.1, 0.1)
     logits = matching[0, 2] @ matching[1].T / 0.1
@@ -74,9 +80,15 @@ def test_alignment_is_infonce_over_the_key_pictures_part() -> None:
 
 
 def test_alignment_of_points_takes_the_other_points_as_negatives() -> None:
-    matching = torch.nn.functional.normalize(torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    matching = torch.nn.functional.normalize(
+        torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     pairs = Pairs(
-        torch.tensor([0]), torch.tensor([1]), torch.tensor([[2, 0]]), torch.tensor([[0, 1]]), torch.tensor([[True, True]])
+        torch.tensor([0]),
+        torch.tensor([1]),
+        torch.tensor([[2, 0]]),
+        torch.tensor([[0, 1]]),
+        torch.tensor([[True, True]]),
     )
     logits = matching[0, [2, 0]] @ matching[1, [0, 1]].T / 0.1
     want = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
@@ -142,7 +154,10 @@ def test_ground_truth_pairs_show_the_same_surface_point(pack_folder: Path) -> No
         valid = pairs.valid[row]
         anchor = int(pairs.anchor[row])
         ours = aided[anchor - first_photo] if anchor >= first_photo else batch.view_xyz[anchor]
-        gap = ours[pairs.anchor_cell[row][valid]] - batch.view_xyz[int(pairs.key[row])][pairs.key_cell[row][valid]]
+        gap = (
+            ours[pairs.anchor_cell[row][valid]]
+            - batch.view_xyz[int(pairs.key[row])][pairs.key_cell[row][valid]]
+        )
         gap = gap.norm(dim=1)
         gap = gap[gap.isfinite()]
         # Cells are 0.27 wide here: two points of one may lie that far apart, more where it shows two depths.
@@ -212,7 +227,9 @@ def test_jitter_keeps_white_white(pack_folder: Path) -> None:
     batch = load_batch(pack, [Group(0, (0,), (0,), 1)], Drawing(jitter=0.5), 0)
     white = torch.from_numpy(np.array(pack["queries"][0])).min(dim=-1).values == 255
     assert float(batch.photos[0][:, white].min()) == 1.0
-    assert not torch.equal(batch.photos[0], load_batch(pack, [Group(0, (0,), (0,), 1)], Drawing(), 0).photos[0])
+    assert not torch.equal(
+        batch.photos[0], load_batch(pack, [Group(0, (0,), (0,), 1)], Drawing(), 0).photos[0]
+    )
 
 
 def test_training_repeats_and_resumes_to_the_same_weights(pack_folder: Path, tmp_path: Path) -> None:
@@ -232,7 +249,9 @@ def test_training_repeats_and_resumes_to_the_same_weights(pack_folder: Path, tmp
     assert (tmp_path / "whole" / NETWORK).read_bytes() == (tmp_path / "parts" / NETWORK).read_bytes()
 
 
-def test_training_refuses_another_configurations_run_and_another_size(pack_folder: Path, tmp_path: Path) -> None:
+def test_training_refuses_another_configurations_run_and_another_size(
+    pack_folder: Path, tmp_path: Path
+) -> None:
     pack = open_pack(pack_folder)
     train(pack, tmp_path, replace(FAST, steps=2), stop_after=1)
     with pytest.raises(InputError, match=r"another configuration \(rate\)"):
@@ -253,7 +272,9 @@ def test_the_baseline_and_the_papers_recipe_train(pack_folder: Path, tmp_path: P
         TINY, norm="batch", foreground="white", foreground_only=False, missing_as_point=True, picture_bands=0,
         patches=False, aided=False, explained=False,
     )  # fmt: skip
-    config = replace(paper_config(photos=4, steps=2), model=like, views=2, crop_px=56, rate=1e-3, check_every=2)
+    config = replace(
+        paper_config(photos=4, steps=2), model=like, views=2, crop_px=56, rate=1e-3, check_every=2
+    )
     seen: list[Progress] = []
     train(pack, tmp_path / "paper", config, on_step=seen.append)
     assert seen[0].losses.keys() == {"class", "box", "align"}
@@ -267,7 +288,9 @@ def test_the_baseline_and_the_papers_recipe_train(pack_folder: Path, tmp_path: P
 
 def test_training_learns_to_tell_defects_on_its_own_photos(pack_folder: Path, tmp_path: Path) -> None:
     pack = open_pack(pack_folder)
-    config = replace(FAST, steps=25, photos=4, flip=False, jitter=0.0, withheld=0.0, rate=3e-3, check_every=25)
+    config = replace(
+        FAST, steps=25, photos=4, flip=False, jitter=0.0, withheld=0.0, rate=3e-3, check_every=25
+    )
     seen: list[Progress] = []
     train(pack, tmp_path, config, on_step=seen.append)
     first = sum(sum(p.losses.values()) for p in seen[:4]) / 4
@@ -306,9 +329,7 @@ def test_two_processes_give_the_weights_of_one(pack_maker: Callable[..., Path], 
     for command in (alone, both):
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=280)
     one, two = load_file(tmp_path / "one" / STATE), load_file(tmp_path / "two" / STATE)
-    worst = max(
-        float((one[name] - two[name]).abs().max()) for name in one if name.startswith("network.")
-    )
+    worst = max(float((one[name] - two[name]).abs().max()) for name in one if name.startswith("network."))
     assert worst < 2e-4  # a tenth of what a step moves a weight; sums are rounded in another order
     moments = [name for name in one if name.endswith("exp_avg")]
     gap = max(float((one[name] - two[name]).norm() / one[name].norm().clamp_min(1e-8)) for name in moments)
