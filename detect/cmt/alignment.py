@@ -158,11 +158,11 @@ def average_into(average: nn.Module, network: nn.Module, keep: float) -> None:
     """average = keep average + (1 - keep) network, for parameters and for the floating buffers too."""
     for mean, new in zip(average.parameters(), network.parameters(), strict=True):
         mean.lerp_(new, 1 - keep)
-    for mean, new in zip(average.buffers(), network.buffers(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(new, 1 - keep)
+    for held, now in zip(average.buffers(), network.buffers(), strict=True):
+        if held.is_floating_point():
+            held.lerp_(now, 1 - keep)
         else:
-            mean.copy_(new)
+            held.copy_(now)
 
 
 def _cells(

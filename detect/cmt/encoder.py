@@ -156,7 +156,7 @@ class Encoder(nn.Module):
         out = None
         for number, (x, convolutions) in enumerate(zip(levels, self.smooth, strict=True)):
             place = number
-            for convolution in convolutions:
+            for convolution in convolutions.children():
                 x = convolution(x)
                 if place:
                     place -= 1

@@ -188,7 +188,8 @@ def config_from_json(values: Mapping[str, Any]) -> ModelConfig:
     if set(values) != names:
         odd = sorted(set(values) ^ names)
         raise InputError(f"configuration of the network: {', '.join(odd[:5])} missing or unknown")
-    return ModelConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return ModelConfig(**plain)
 
 
 @dataclass(frozen=True)

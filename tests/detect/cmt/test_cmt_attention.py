@@ -89,7 +89,7 @@ def test_the_order_of_keys_does_not_change_what_is_attended_to() -> None:
 
 
 def test_the_fast_form_makes_nothing_of_queries_times_keys() -> None:
-    attention, x, context, similarity, _ = _case()
+    attention, x, _, _, _ = _case()
     context = torch.randn(2, 5000, 20)
     chosen = choose_best(torch.randn(2, 30, 5000), 7)
     largest = 0
