@@ -33,6 +33,9 @@ COMMANDS = {
     "generate": CommandLine(
         "make a toy dataset: a procedural part, its photos, defects", "generate --out DATA"
     ),
+    "generate chairs": CommandLine(
+        "make chairs with and without an anomaly, to train CMT", "generate chairs --out DATA"
+    ),
     "prepare": CommandLine(
         "turn a dataset or photos into scenes; changes no file of yours", "prepare mad-sim --data DATA"
     ),

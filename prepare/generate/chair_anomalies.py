@@ -29,12 +29,18 @@ LEAST_SHIFT = 0.02  # world units
 TURN_DEG = (10.0, 35.0)
 REMOVED = (0.10, 0.70)  # share of the surface that a break takes
 TOUCH = 0.035  # world units between the points of surfaces that touch
-DEPTH_STEP = 0.004  # world units of depth by which a pixel's geometry differs
+DEPTH_STEP = 0.01  # world units of depth by which a pixel's geometry differs
 LEAST_SHARE = 0.002  # of the picture that must differ
 LEAST_PX = 40
 MOST_IOU = 0.9  # of the component's masks before and after
 LEAST_VISIBLE = 0.25  # of the component that nothing hides
 AREA = (0.01, 0.5)  # share of the chair's surface that a missing component has
+FARTHEST = 1.04  # world units from the origin that an anomaly may reach
+# How often BrokenChairs-180K's anomalies are on a part of each label, thousands (its histogram).
+COMMON = {
+    "Leg": 31.7, "BackSurface": 15.4, "Arm": 13.7, "SeatSurface": 9.6, "BackFrame": 6.3, "SeatFrame": 4.0,
+    "SeatSupport": 2.7, "SurfaceBase": 2.3, "BackSupport": 2.1, "Footrest": 1.7, "Other": 2.3,
+}  # fmt: skip
 CHECK_PX = 128  # resolution at which proposals are judged
 
 
@@ -65,7 +71,7 @@ def propose(
     kind: Kind, chair: Chair, clouds: Clouds, donor: Callable[[], Chair], rng: np.random.Generator
 ) -> Proposal | None:
     """`chair` with an anomaly of `kind` on a random component; None where this draw came to nothing sensible."""
-    index = _choose(chair, rng)
+    index = _choose(chair, clouds, rng)
     part, cloud = chair.components[index], clouds.points[index]
     rest = clouds.rest(index)
     if kind == "missing":
@@ -89,20 +95,21 @@ def propose(
         changed = swapped
     if kind in ("position", "rotation", "swapped"):
         now = changed.cloud()
-        if len(now) == 0 or rest.query(now)[0].min() > TOUCH or np.linalg.norm(now, axis=1).max() > 1.0:
+        if len(now) == 0 or rest.query(now)[0].min() > TOUCH or np.linalg.norm(now, axis=1).max() > FARTHEST:
             return None
     components = list(chair.components)
     components[index] = changed
     return Proposal(Chair(chair.family, tuple(components)), index)
 
 
-def _choose(chair: Chair, rng: np.random.Generator) -> int:
-    """A component: its label first, weighted by the root of how many there are, so that slats do not take all."""
+def _choose(chair: Chair, clouds: Clouds, rng: np.random.Generator) -> int:
+    """A component: its label as often as in BrokenChairs-180K, then by the root of its surface."""
     by_label = {name: [i for i, c in enumerate(chair.components) if c.label == name] for name in LABELS}
     names = [name for name in LABELS if by_label[name]]
-    weight = np.sqrt([len(by_label[name]) for name in names])
+    weight = np.array([COMMON[name] for name in names])
     label = names[int(rng.choice(len(names), p=weight / weight.sum()))]
-    return by_label[label][int(rng.integers(len(by_label[label])))]
+    area = np.sqrt([len(clouds.points[i]) for i in by_label[label]])
+    return by_label[label][int(rng.choice(len(area), p=area / area.sum()))]
 
 
 def _shifted(part: Component, cloud: np.ndarray, rng: np.random.Generator) -> Component:

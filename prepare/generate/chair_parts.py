@@ -135,7 +135,7 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class Chair:
-    """A shape: its components, all within 0.95 of the origin once `fitted`."""
+    """A shape: its components, all within 0.98 of the origin once `fitted`."""
 
     family: str  # base/seat/back/arms
     components: tuple[Component, ...]
@@ -149,7 +149,7 @@ class Chair:
             [i for i, component in enumerate(self.components) for _ in component.solids], np.int16
         )
 
-    def fitted(self, radius: float = 0.95) -> Chair:
+    def fitted(self, radius: float = 0.98) -> Chair:
         """Moved and scaled so that its box is centred at the origin and all of it is within `radius`."""
         cloud = np.concatenate([component.cloud(0.04) for component in self.components])
         middle = 0.5 * (cloud.min(axis=0) + cloud.max(axis=0))

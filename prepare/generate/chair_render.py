@@ -340,5 +340,10 @@ def _dot(points: np.ndarray, way: np.ndarray) -> np.ndarray:
 
 
 def _averaged(image: np.ndarray, supersample: int) -> np.ndarray:
-    height, width = image.shape[0] // supersample, image.shape[1] // supersample
-    return image.reshape(height, supersample, width, supersample, *image.shape[2:]).mean(axis=(1, 3))
+    """Means of `supersample` x `supersample` cells, summed by strides: numpy's mean over short axes is several times slower."""
+    total = image[::supersample, ::supersample].copy()
+    for row in range(supersample):
+        for column in range(supersample):
+            if row or column:
+                total += image[row::supersample, column::supersample]
+    return total / np.float32(supersample**2)

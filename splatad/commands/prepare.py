@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -201,6 +201,28 @@ class Mesh:
     """Where scenes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
 
 
+@dataclass(frozen=True)
+class BrokenChairs:
+    """BrokenChairs-180K as released, or a set of `splatad generate chairs`: packed for `splatad train cmt`.
+
+    Photos with and without an anomaly, grey views with cameras, and surface points become plain arrays. The pickles of the
+    release are read without running anything in them. Damaged or half-listed samples are named and left out.
+    """
+
+    data: Path
+    """Folder with images, annotations, shapes and split.json."""
+    name: str | None = None
+    """The set's name in the workspace; the folder's if not given."""
+    px: int = 256
+    """Width and height of the packed pictures, px; a multiple of 32."""
+    views: int | None = None
+    """Reference views a shape; as many as most shapes have if not given."""
+    shapes: int | None = None
+    """Only so many shapes, to try; all if not given."""
+    workspace: Path | None = None
+    """Where sets are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+
+
 Command = (
     Annotated[MadSim, tyro.conf.subcommand(name="mad-sim")]
     | Annotated[NerfSynthetic, tyro.conf.subcommand(name="nerf-synthetic")]
@@ -211,12 +233,13 @@ Command = (
     | Annotated[MadReal, tyro.conf.subcommand(name="mad-real")]
     | Annotated[Piad, tyro.conf.subcommand(name="piad")]
     | Annotated[Mesh, tyro.conf.subcommand(name="mesh")]
+    | Annotated[BrokenChairs, tyro.conf.subcommand(name="broken-chairs")]
 )
 
 Source = MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff | Photos | MadReal | Piad
 
 
-def run(config: Source | Mesh) -> int:
+def run(config: Source | Mesh | BrokenChairs) -> int:
     """0 once every scene is written and a summary is printed.
 
     Raises: InputError for data that cannot be used, MissingPartError for --triangulate without pycolmap; nothing half-written
@@ -235,7 +258,7 @@ def run(config: Source | Mesh) -> int:
     console = Console(soft_wrap=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks = {}
+        tasks: dict[str, Any] = {}
 
         def progress(name: str, done: int, total: int) -> None:
             if name not in tasks:
@@ -243,6 +266,12 @@ def run(config: Source | Mesh) -> int:
             bar.update(tasks[name], completed=done)
 
         notes: list[str] = []
+        if isinstance(config, BrokenChairs):
+            lines = _packed(config, workspace.scene, progress)
+            bar.stop()
+            for line in lines:
+                console.print(line, markup=False)
+            return 0
         if isinstance(config, Mesh):
             folders, notes = _prepare_mesh(config, workspace.scene, progress)
         else:
@@ -258,6 +287,39 @@ def run(config: Source | Mesh) -> int:
         follow_up += f" --workspace {config.workspace}"
     console.print(f"next: {follow_up}", markup=False)
     return 0
+
+
+def _packed(
+    config: BrokenChairs,
+    scene_folder: Callable[[str], Path],
+    progress: Callable[[str, int, int], None],
+) -> list[str]:
+    """Pack the set; what to print."""
+    from prepare.datasets.broken_chairs import NAMED, prepare_broken_chairs
+    from prepare.shape_pairs import SPLITS
+
+    found = prepare_broken_chairs(
+        config.data,
+        scene_folder,
+        name=config.name,
+        px=config.px,
+        views=config.views,
+        shapes=config.shapes,
+        progress=progress,
+    )
+    pairs = found.pairs
+    split = ", ".join(f"{len(pairs.splits[name])} {name}" for name in SPLITS)
+    anomalous = int(pairs.query_label.sum())
+    lines = [
+        f"{found.folder.name}: {len(pairs.shapes)} shapes ({split}) with {pairs.sizes.views} views each,"
+        f" {pairs.sizes.queries} photos ({anomalous} with an anomaly)"
+    ]
+    lines += [f"  {note}" for note in found.notes]
+    if found.skipped:
+        lines.append(f"  left out: {len(found.skipped)} samples")
+        lines += [f"    {reason}" for reason in found.skipped[:NAMED]]
+    lines.append(f"  packed in {found.folder}")
+    return lines
 
 
 def _prepare(
