@@ -51,7 +51,10 @@ class PairSizes:
         found: dict[str, tuple[str, tuple[int, ...]]] = {
             "views": ("uint8", (s, n, px, px)),  # grey on white
             "view_alpha": ("uint8", (s, n, cells, cells)),  # covered share of the cell x 255
-            "view_xyz": ("float32", (s, n, cells, cells, 3)),  # surface at the cell's middle; NaN: none in the cell
+            "view_xyz": (
+                "float32",
+                (s, n, cells, cells, 3),
+            ),  # surface at the cell's middle; NaN: none in the cell
             "view_camera": ("float64", (s, n, 4, 4)),
             "view_K": ("float64", (s, n, 3, 3)),
             "point_pxy": ("int16", (s, n, p, 2)),  # (row, column) by floor
@@ -65,7 +68,10 @@ class PairSizes:
             "query_box": ("float32", (q, 4)),  # cx cy w h in [0, 1]; NaN where normal
             "query_change": ("uint8", (q, cells, cells)),  # share of the cell that differs x 255
             "query_change_mask": ("uint8", (q, px, px // 8)),  # the same per pixel, np.packbits
-            "query_twin": ("int32", (q,)),  # the unmodified shape under the same camera, material and light; -1: none
+            "query_twin": (
+                "int32",
+                (q,),
+            ),  # the unmodified shape under the same camera, material and light; -1: none
             "query_camera": ("float64", (q, 4, 4)),  # NaN where unknown
             "query_K": ("float64", (q, 3, 3)),
         }
@@ -125,7 +131,12 @@ class ShapePairs:
         aided = (folder / "aided.npy").is_file()
         queries = _shape_on_disk(folder / "query_label.npy")
         sizes = PairSizes(
-            len(header["shapes"]), header["views"], queries[0] if queries else 0, header["points"], header["px"], aided
+            len(header["shapes"]),
+            header["views"],
+            queries[0] if queries else 0,
+            header["points"],
+            header["px"],
+            aided,
         )
         if header["cells"] != sizes.cells:
             raise InputError(
@@ -149,7 +160,7 @@ class ShapePairs:
         """Indices of the photos of a split's shapes, ascending."""
         return np.flatnonzero(self._split_of_shape[self.query_shape] == SPLITS.index(split))
 
-    def change_mask(self, query: int) -> Bool[np.ndarray, "px px"]:
+    def change_mask(self, query: int | np.integer) -> Bool[np.ndarray, "px px"]:
         """Pixels where a photo differs in geometry from the unmodified shape."""
         return np.unpackbits(self.query_change_mask[query], axis=-1).astype(bool)
 
@@ -160,7 +171,9 @@ class ShapePairs:
         for split in SPLITS:
             indices = self.splits.get(split, ())
             if split not in self.splits or any(not 0 <= i < count for i in indices):
-                raise InputError(f"{where / PACK}: split {split!r} must list shape indices below {count}; pack the data again")
+                raise InputError(
+                    f"{where / PACK}: split {split!r} must list shape indices below {count}; pack the data again"
+                )
             if seen & set(indices):
                 raise InputError(f"{where / PACK}: a shape is in two splits; pack the data again")
             seen |= set(indices)
@@ -191,7 +204,9 @@ class PairWriter:
         self.folder, self.sizes = folder, sizes
         self.partial = folder.with_name(folder.name + ".partial")
         if sizes.px % CELL_PX or min(sizes.shapes, sizes.views, sizes.queries, sizes.points) < 1:
-            raise UsageError(f"{folder}: sizes must be at least 1 and px a multiple of {CELL_PX}, got {sizes}")
+            raise UsageError(
+                f"{folder}: sizes must be at least 1 and px a multiple of {CELL_PX}, got {sizes}"
+            )
         if folder.exists():
             raise UsageError(f"{folder}: is there already, and nothing is overwritten; choose another name")
         self._arrays: dict[str, np.ndarray] = {}
@@ -199,7 +214,9 @@ class PairWriter:
         if marker.is_file():
             found = json.loads(marker.read_text(encoding="utf-8"))
             if found != asdict(sizes):
-                raise UsageError(f"{self.partial}: was begun with other sizes ({found}); delete it or choose another name")
+                raise UsageError(
+                    f"{self.partial}: was begun with other sizes ({found}); delete it or choose another name"
+                )
         else:
             if self.partial.exists() and any(p.suffix != ".npy" for p in self.partial.iterdir()):
                 raise UsageError(f"{self.partial}: holds files that are not ours; choose another name")
@@ -208,7 +225,9 @@ class PairWriter:
                 for name, (dtype, shape) in sizes.arrays().items():
                     np.lib.format.open_memmap(self._path(name), "w+", np.dtype(dtype), shape).flush()
             except OSError as error:
-                raise InputError(f"{self.partial}: cannot be written ({error.strerror or error}); free some space or choose another folder") from error
+                raise InputError(
+                    f"{self.partial}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+                ) from error
             write_json(marker, asdict(sizes))
 
     def _path(self, name: str) -> Path:
@@ -322,15 +341,30 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         if header["format"] != FORMAT:
-            raise InputError(f"{path}: format {FORMAT} is wanted, got {header['format']}; pack the data again")
+            raise InputError(
+                f"{path}: format {FORMAT} is wanted, got {header['format']}; pack the data again"
+            )
         for key in ("px", "cells", "views", "points"):
             if not isinstance(header[key], int) or header[key] < 1:
-                raise InputError(f"{path}: {key} must be a whole number above 0, got {header[key]!r}; pack the data again")
-        for key, kind in (("shapes", list), ("splits", dict), ("types", list), ("parts", list), ("source", dict), ("up", str)):
+                raise InputError(
+                    f"{path}: {key} must be a whole number above 0, got {header[key]!r}; pack the data again"
+                )
+        for key, kind in (
+            ("shapes", list),
+            ("splits", dict),
+            ("types", list),
+            ("parts", list),
+            ("source", dict),
+            ("up", str),
+        ):
             if not isinstance(header[key], kind):
-                raise InputError(f"{path}: {key} must be a {kind.__name__}, got {header[key]!r}; pack the data again")
+                raise InputError(
+                    f"{path}: {key} must be a {kind.__name__}, got {header[key]!r}; pack the data again"
+                )
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as the description of packed shapes ({error!r}); pack the data again") from error
+        raise InputError(
+            f"{path}: cannot be read as the description of packed shapes ({error!r}); pack the data again"
+        ) from error
     return dict(header)
 
 

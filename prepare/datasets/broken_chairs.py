@@ -117,7 +117,9 @@ def prepare_broken_chairs(
         (number, photo) for number, item in enumerate(found) for photo in by_shape.get(item.shape, [])
     ]
     if not rows:
-        raise InputError(f"{source / 'images'}: no photo of a shape that has views and a split; copy the dataset again")
+        raise InputError(
+            f"{source / 'images'}: no photo of a shape that has views and a split; copy the dataset again"
+        )
     points = _points_of(found)
     writer = PairWriter(folder, PairSizes(len(found), count, len(rows), points, px))
     kept_shapes, kept_queries = np.ones(len(found), bool), np.ones(len(rows), bool)
@@ -152,7 +154,9 @@ def prepare_broken_chairs(
     pairs = writer.finish(
         up="y",
         shapes=[item.shape for item in found],
-        splits={split: [i for i, item in enumerate(found) if item.shape in splits[split]] for split in SPLITS},
+        splits={
+            split: [i for i, item in enumerate(found) if item.shape in splits[split]] for split in SPLITS
+        },
         parts=parts,
         source={
             "made_by": f"splatad prepare {KIND}",
@@ -172,18 +176,26 @@ def prepare_broken_chairs(
 
 def _licence(source: Path) -> str:
     ours = source / "generator.json"
-    return "made by splatad generate chairs" if ours.is_file() else "BrokenChairs-180K: CC BY-NC-SA 4.0, shapes of PartNet/ShapeNet"
+    return (
+        "made by splatad generate chairs"
+        if ours.is_file()
+        else "BrokenChairs-180K: CC BY-NC-SA 4.0, shapes of PartNet/ShapeNet"
+    )
 
 
 def _read_splits(source: Path) -> dict[str, set[str]]:
     path = source / "split.json"
     if not path.is_file():
-        raise InputError(f"{path}: is not there; give the folder with split.json, images, annotations and shapes (--data)")
+        raise InputError(
+            f"{path}: is not there; give the folder with split.json, images, annotations and shapes (--data)"
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         splits = {split: {str(value) for value in found[split]} for split in SPLITS}
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{path}: lists of shapes under train, val and test are wanted ({error!r}); copy it again") from error
+        raise InputError(
+            f"{path}: lists of shapes under train, val and test are wanted ({error!r}); copy it again"
+        ) from error
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         both = splits[a] & splits[b]
         if both:
@@ -192,7 +204,9 @@ def _read_splits(source: Path) -> dict[str, set[str]]:
 
 
 def _photos(source: Path) -> list[_Photo]:
-    paths = sorted(p for p in (source / "images").glob("*/*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    paths = sorted(
+        p for p in (source / "images").glob("*/*") if p.suffix.lower() in (".png", ".jpg", ".jpeg")
+    )
     if not paths:
         raise InputError(f"{source / 'images'}: no photos in images/*/; unpack images.zip there")
     found = []
@@ -236,7 +250,9 @@ def _chosen(
         else:
             skipped.append(f"{shape}: no views with picture, camera and record in {folder}")
     if not found:
-        raise InputError(f"{source / 'shapes'}: no shape has both photos, a split and views; unpack shapes.zip there")
+        raise InputError(
+            f"{source / 'shapes'}: no shape has both photos, a split and views; unpack shapes.zip there"
+        )
     count = views or Counter(len(item.stems) for item in found).most_common(1)[0][0]
     if count < 1:
         raise UsageError(f"--views: at least 1 is wanted, got {views}")
@@ -269,10 +285,12 @@ def _view_stems(folder: Path) -> tuple[Path, ...]:
             key: tuple[Any, ...] = (elevation, azimuth % 360.0, distance)
         else:
             key = (math.inf, math.inf, stem.name)
-        if key not in found or len(numbers) >= 3 and numbers[-2] < 360.0:
+        if key not in found or (len(numbers) >= 3 and numbers[-2] < 360.0):
             found[key] = stem
-    return tuple(found[key] for key in sorted(found, key=str) if key) if not _sortable(found) else tuple(
-        found[key] for key in sorted(found)
+    return (
+        tuple(found[key] for key in sorted(found, key=str) if key)
+        if not _sortable(found)
+        else tuple(found[key] for key in sorted(found))
     )
 
 
@@ -309,7 +327,9 @@ def _points_of(found: list[_Views]) -> int:
         except InputError:
             continue
     if not counts:
-        raise InputError(f"{found[0].stems[0].parent}: none of the first view records can be read; copy the dataset again")
+        raise InputError(
+            f"{found[0].stems[0].parent}: none of the first view records can be read; copy the dataset again"
+        )
     return counts.most_common(1)[0][0]
 
 
@@ -331,7 +351,13 @@ def _packed_views(item: _Views, points: int, px: int) -> dict[str, np.ndarray]:
             raise _Damaged(f"{path.name}: {points} points are wanted, got {len(record.pxy)}")
         ratio = px / picture.shape[0]
         if ratio != 1.0:
-            record = ViewRecord((record.pxy * ratio).astype(np.int64), record.is_visible, record.xyz, record.alpha, record.exact)
+            record = ViewRecord(
+                (record.pxy * ratio).astype(np.int64),
+                record.is_visible,
+                record.xyz,
+                record.alpha,
+                record.exact,
+            )
         grey = _resized(picture, px).mean(axis=-1)
         pictures.append(np.round(255 * grey).astype(np.uint8))
         cameras.append(world_to_cam)
@@ -377,7 +403,9 @@ def triangulated(
     total, offset = np.zeros((pxy.shape[1], 3, 3)), np.zeros((pxy.shape[1], 3))
     for k in range(len(pxy)):
         turn, shift = world_to_cam[k, :3, :3], world_to_cam[k, :3, 3]
-        flat = np.stack([pxy[k, :, 1], pxy[k, :, 0], np.ones(pxy.shape[1])], axis=1) @ np.linalg.inv(lens[k]).T
+        flat = (
+            np.stack([pxy[k, :, 1], pxy[k, :, 0], np.ones(pxy.shape[1])], axis=1) @ np.linalg.inv(lens[k]).T
+        )
         ray = flat @ turn
         ray /= np.linalg.norm(ray, axis=1, keepdims=True)
         across = np.eye(3) - ray[:, :, None] * ray[:, None, :]
@@ -424,7 +452,11 @@ def _camera(record: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
         raise _Damaged(f"{where}: no camera RT (4 x 4) and K (3 x 3) in its record") from error
     if pose.shape == (3, 4):
         pose = np.concatenate([pose, [[0.0, 0.0, 0.0, 1.0]]])
-    if pose.shape != (4, 4) or lens.shape != (3, 3) or not (np.isfinite(pose).all() and np.isfinite(lens).all()):
+    if (
+        pose.shape != (4, 4)
+        or lens.shape != (3, 3)
+        or not (np.isfinite(pose).all() and np.isfinite(lens).all())
+    ):
         raise _Damaged(f"{where}: no camera RT (4 x 4) and K (3 x 3) in its record")
     if np.abs(pose[:3, :3] @ pose[:3, :3].T - np.eye(3)).max() > 1e-3:
         raise _Damaged(f"{where}: its camera RT does not turn but distort")
@@ -451,7 +483,9 @@ def _packed_photo(source: Path, photo: _Photo, px: int, parts: list[str]) -> dic
     if photo.anomalous:
         kind = _kind(info, photo)
         exact = _mask(notes, photo.stem, ("change",), px)
-        masks = [m for m in (_mask(notes, photo.stem, (f"mask_{k}",), px) for k in ("old", "new")) if m is not None]
+        masks = [
+            m for m in (_mask(notes, photo.stem, (f"mask_{k}",), px) for k in ("old", "new")) if m is not None
+        ]
         if exact is None and not masks:
             raise _Damaged("neither of its masks is there")
         changed = exact > 0 if exact is not None else np.any([mask >= 0.5 for mask in masks], axis=0)
@@ -508,7 +542,14 @@ def _box(info: Any, changed: Bool[np.ndarray, "px px"]) -> Float[np.ndarray, "cx
     told = info.get("2d_bbox", info.get("bbox"))
     try:
         x, y, width, height = (float(v) / BOX_PX for v in told)
-        if width > 0 and height > 0 and -0.01 <= x and x + width <= 1.01 and -0.01 <= y and y + height <= 1.01:
+        if (
+            width > 0
+            and height > 0
+            and x >= -0.01
+            and x + width <= 1.01
+            and y >= -0.01
+            and y + height <= 1.01
+        ):
             return np.array([x + width / 2, y + height / 2, width, height])
     except (TypeError, ValueError):
         pass
@@ -549,7 +590,9 @@ def _on_white(path: Path) -> Float[np.ndarray, "height width rgb=3"]:
     return rgb * alpha + (1 - alpha)  # type: ignore[no-any-return]
 
 
-def _square(image: Float[np.ndarray, "height width rgb=3"], fill: float = 1.0) -> Float[np.ndarray, "size size rgb=3"]:
+def _square(
+    image: Float[np.ndarray, "height width rgb=3"], fill: float = 1.0
+) -> Float[np.ndarray, "size size rgb=3"]:
     """Padded to a square, centred."""
     height, width = image.shape[:2]
     size = max(height, width)
@@ -568,7 +611,8 @@ def _resized(image: Float[np.ndarray, "size size rgb=3"], px: int) -> Float[np.n
         k = image.shape[0] // px
         return image.reshape(px, k, px, k, 3).mean(axis=(1, 3))
     channels = [
-        np.asarray(Image.fromarray(image[..., c]).resize((px, px), Image.Resampling.BICUBIC)) for c in range(3)
+        np.asarray(Image.fromarray(image[..., c]).resize((px, px), Image.Resampling.BICUBIC))
+        for c in range(3)
     ]
     return np.stack(channels, axis=-1).clip(0, 1)
 

@@ -27,7 +27,9 @@ class ViewRecord:
     pxy: Int[np.ndarray, "points 2"]  # (row, column)
     is_visible: Bool[np.ndarray, " points"]
     xyz: Float[np.ndarray, "rows columns xyz=3"]  # world; NaN where a cell has none
-    alpha: UInt8[np.ndarray, "rows columns"] | None  # covered share of each cell x 255; None in released files
+    alpha: (
+        UInt8[np.ndarray, "rows columns"] | None
+    )  # covered share of each cell x 255; None in released files
     exact: bool  # xyz is at the cells' middles and pxy by floor (ours); else as released
 
 
@@ -72,7 +74,12 @@ def _dtype(spec: Any, *_rest: Any) -> np.dtype:
 
 
 def _scalar(kind: Any, data: Any = None) -> Any:
-    if not isinstance(kind, np.dtype) or kind.hasobject or not isinstance(data, bytes) or len(data) != kind.itemsize:
+    if (
+        not isinstance(kind, np.dtype)
+        or kind.hasobject
+        or not isinstance(data, bytes)
+        or len(data) != kind.itemsize
+    ):
         raise _Refused("a number that is none")
     return np.frombuffer(data, kind)[0]
 
@@ -129,13 +136,19 @@ def read_record(path: Path) -> ViewRecord:
     if not path.is_file():
         raise InputError(f"{path}: no such view record; copy the dataset again")
     if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no view record is; copy the dataset again")
+        raise InputError(
+            f"{path}: larger than {MAX_BYTES >> 20} MiB, which no view record is; copy the dataset again"
+        )
     try:
         fields = _read_npz(path) if path.suffix == ".npz" else _read_npy(path)
     except _Refused as error:
-        raise InputError(f"{path}: {error}, which no view record does: it is not opened; get the file anew") from error
+        raise InputError(
+            f"{path}: {error}, which no view record does: it is not opened; get the file anew"
+        ) from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path}: cannot be read as a view record ({error!r}); copy the dataset again") from error
+        raise InputError(
+            f"{path}: cannot be read as a view record ({error!r}); copy the dataset again"
+        ) from error
     return _checked(path, fields)
 
 
@@ -147,7 +160,9 @@ def _read_npz(path: Path) -> dict[str, Any]:
 def _read_npy(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
-        header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        header: Any = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         _, _, kind = header(file)
         if not kind.hasobject:
             raise _Refused("it holds a plain array")
@@ -167,10 +182,20 @@ def _checked(path: Path, fields: dict[str, Any]) -> ViewRecord:
     arrays = {name: fields.get(name) for name in ("pxy", "is_visible", "xyz")}
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
-            raise InputError(f"{path}: {name} must be an array of numbers, got {type(value).__name__}; copy the dataset again")
+            raise InputError(
+                f"{path}: {name} must be an array of numbers, got {type(value).__name__}; copy the dataset again"
+            )
     pxy, visible, xyz = arrays["pxy"], arrays["is_visible"], arrays["xyz"]
-    assert pxy is not None and visible is not None and xyz is not None
-    if pxy.ndim != 2 or pxy.shape[1] != 2 or visible.shape != pxy.shape[:1] or xyz.ndim != 3 or xyz.shape[2] != 3:
+    assert pxy is not None
+    assert visible is not None
+    assert xyz is not None
+    if (
+        pxy.ndim != 2
+        or pxy.shape[1] != 2
+        or visible.shape != pxy.shape[:1]
+        or xyz.ndim != 3
+        or xyz.shape[2] != 3
+    ):
         raise InputError(
             f"{path}: pxy (n, 2), is_visible (n) and xyz (rows, columns, 3) are wanted, got {pxy.shape}, {visible.shape}"
             f" and {xyz.shape}; copy the dataset again"
@@ -180,6 +205,8 @@ def _checked(path: Path, fields: dict[str, Any]) -> ViewRecord:
     if not exact:
         world[(world == -1.0).all(axis=-1)] = np.nan  # an empty cell, as released
     alpha = fields.get("alpha")
-    if alpha is not None and (not isinstance(alpha, np.ndarray) or alpha.dtype != np.uint8 or alpha.shape != xyz.shape[:2]):
+    if alpha is not None and (
+        not isinstance(alpha, np.ndarray) or alpha.dtype != np.uint8 or alpha.shape != xyz.shape[:2]
+    ):
         raise InputError(f"{path}: alpha must be uint8 of {xyz.shape[:2]}; copy the dataset again")
     return ViewRecord(np.asarray(np.round(pxy), np.int64), visible.astype(bool), world, alpha, exact)

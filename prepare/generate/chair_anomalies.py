@@ -56,7 +56,7 @@ class Proposal:
 class Clouds:
     """Points on the surface of every component of a chair."""
 
-    points: tuple[Float[np.ndarray, "n xyz=3"], ...]
+    points: tuple[Float[np.ndarray, "_ xyz=3"], ...]
 
     def rest(self, component: int) -> cKDTree:
         """All but one component."""

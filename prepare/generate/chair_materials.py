@@ -32,9 +32,7 @@ class Material:
     scale: float  # world units of a period
     phase: tuple[float, float, float]
 
-    def albedo(
-        self, local: Float[np.ndarray, "n xyz=3"], long_axis: int
-    ) -> Float[np.ndarray, "n rgb=3"]:
+    def albedo(self, local: Float[np.ndarray, "n xyz=3"], long_axis: int) -> Float[np.ndarray, "n rgb=3"]:
         """Linear colour at points of a solid whose longest axis (the grain's) is `long_axis`."""
         first = np.asarray(self.colour, np.float32) ** np.float32(GAMMA)
         if self.pattern == "plain":
@@ -51,7 +49,9 @@ class Material:
             rings = np.hypot(a + 1.7, 0.8 * b - 0.9) + 0.35 * np.sin(0.12 * c) + 0.2 * np.sin(0.31 * c + a)
             return (0.5 + 0.5 * np.sin(1.6 * rings)) ** 2
         if self.pattern == "mottle":
-            return 0.5 + 0.25 * (np.sin(a + np.sin(1.7 * b)) * np.cos(1.3 * c) + np.sin(2.3 * b + c) * np.cos(1.9 * a))
+            return 0.5 + 0.25 * (
+                np.sin(a + np.sin(1.7 * b)) * np.cos(1.3 * c) + np.sin(2.3 * b + c) * np.cos(1.9 * a)
+            )
         if self.pattern == "weave":
             return 0.5 + 0.5 * np.sin(a) * np.sin(b) * np.cos(c)
         if self.pattern == "stripes":
@@ -80,7 +80,9 @@ def _pick(rng: np.random.Generator, *kinds: Kind) -> Kind:
 
 
 def _material(rng: np.random.Generator, kind: Kind) -> Material:
-    def hsv(hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]):  # type: ignore[no-untyped-def]
+    def hsv(
+        hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
+    ) -> tuple[float, float, float]:
         return colorsys.hsv_to_rgb(rng.uniform(*hue) % 1.0, rng.uniform(*saturation), rng.uniform(*value))
 
     phase = tuple(float(v) for v in rng.uniform(0, 2 * math.pi, 3))
@@ -89,31 +91,39 @@ def _material(rng: np.random.Generator, kind: Kind) -> Material:
     if kind == "wood":
         colour = hsv((0.04, 0.11), (0.3, 0.75), (0.22, 0.82))
         if rng.random() < 0.2:  # painted
-            colour = hsv((0, 1), (0.0, 0.5), (0.2, 0.92))
+            colour = hsv((0.0, 1.0), (0.0, 0.5), (0.2, 0.92))
         else:
             pattern, scale, contrast = "grain", float(rng.uniform(0.05, 0.14)), float(rng.uniform(0.15, 0.4))
         gloss = float(rng.uniform(0.1, 0.6))
     elif kind == "metal":
-        colour = hsv((0, 1), (0.0, 0.08), (0.3, 0.85)) if rng.random() < 0.7 else hsv((0, 1), (0.1, 0.7), (0.1, 0.7))
+        colour = (
+            hsv((0.0, 1.0), (0.0, 0.08), (0.3, 0.85))
+            if rng.random() < 0.7
+            else hsv((0.0, 1.0), (0.1, 0.7), (0.1, 0.7))
+        )
         gloss = float(rng.uniform(0.6, 1.0))
     elif kind == "leather":
         colour = hsv((-0.02, 0.12), (0.1, 0.8), (0.1, 0.75))
         pattern, scale, contrast = "mottle", float(rng.uniform(0.06, 0.16)), float(rng.uniform(0.05, 0.2))
         gloss = float(rng.uniform(0.3, 0.7))
     elif kind == "fabric":
-        colour = hsv((0, 1), (0.0, 0.8), (0.15, 0.9))
+        colour = hsv((0.0, 1.0), (0.0, 0.8), (0.15, 0.9))
         patterns: tuple[Pattern, ...] = ("plain", "weave", "mottle", "stripes", "checks", "dots")
         pattern = patterns[int(rng.choice(6, p=(0.25, 0.25, 0.15, 0.15, 0.1, 0.1)))]
         scale = float(rng.uniform(0.03, 0.06) if pattern == "weave" else rng.uniform(0.07, 0.22))
         contrast = float(rng.uniform(0.1, 0.3) if pattern in ("weave", "mottle") else rng.uniform(0.2, 0.7))
         gloss = 0.0
     else:
-        colour = hsv((0, 1), (0.0, 0.9), (0.12, 0.93))
+        colour = hsv((0.0, 1.0), (0.0, 0.9), (0.12, 0.93))
         gloss = float(rng.uniform(0.25, 0.8))
     other = colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0, 0.7), rng.uniform(0.1, 0.9))
     dark = tuple(v * (1 - contrast) for v in colour)
     mixed = pattern in ("stripes", "checks", "dots") and rng.random() < 0.6
-    second = tuple((1 - contrast) * a + contrast * b for a, b in zip(colour, other, strict=True)) if mixed else dark
+    second = (
+        tuple((1 - contrast) * a + contrast * b for a, b in zip(colour, other, strict=True))
+        if mixed
+        else dark
+    )
     return Material(kind, colour, second, gloss, pattern, scale, phase)  # type: ignore[arg-type]
 
 

@@ -5,6 +5,7 @@ World: y up, x to the sitter's left and right, z to the front. A solid's frame: 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ SLOTS: tuple[Slot, ...] = ("frame", "seat", "back", "metal", "accent")
 ON_CUT = 1e-3  # world units off a cutter's surface within which a point counts as on the cut
 CLOUD_SPACING = 0.035  # world units between the points that stand for a surface
 
-Vector = Sequence[float] | np.ndarray
+Vector = Sequence[float | int] | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +40,7 @@ class Cutter:
     centre: Float[np.ndarray, "xyz=3"]
     rotation: Float[np.ndarray, "3 3"]
 
-    def holds(
-        self, points: Float[np.ndarray, "n xyz=3"], margin: float = 0.0
-    ) -> Bool[np.ndarray, " n"]:
+    def holds(self, points: Float[np.ndarray, "n xyz=3"], margin: float = 0.0) -> Bool[np.ndarray, " n"]:
         """True at world `points` within the cutter, or within `margin` of it."""
         local = np.abs((points - self.centre) @ self.rotation)
         half = np.asarray(self.shape.extent) + margin
@@ -183,9 +182,7 @@ class Slab(Box):
         )
 
 
-def box(
-    centre: Vector, half: Vector, rotation: np.ndarray | None = None, bevel: float = 0.006
-) -> Solid:
+def box(centre: Vector, half: Vector, rotation: np.ndarray | None = None, bevel: float = 0.006) -> Solid:
     """A box by its middle and half sizes."""
     sizes = (float(half[0]), float(half[1]), float(half[2]))
     return Solid(
@@ -210,16 +207,14 @@ def tapered(start: Vector, end: Vector, at_start: float, at_end: float) -> Solid
     from prepare.generate.shapes import tapered_box
 
     middle, turn, half = _between(start, end)
-    return Solid(
-        tapered_box((at_start, at_start), (at_end, at_end), half, bevel=0.004), middle, turn
-    )
+    return Solid(tapered_box((at_start, at_start), (at_end, at_end), half, bevel=0.004), middle, turn)
 
 
 def tube(path: Iterable[Vector], radius: float) -> tuple[Solid, ...]:
     """A bent round tube along the corners of `path`."""
     points = [np.asarray(p, np.float64) for p in path]
     solids = []
-    for a, b in zip(points[:-1], points[1:], strict=True):
+    for a, b in itertools.pairwise(points):
         middle, turn, half = _between(a, b)
         solids.append(Solid(Capsule(radius, half), middle, turn))
     return tuple(solids)

@@ -24,7 +24,14 @@ UP = np.array([0.0, 1.0, 0.0], np.float32)
 NEAR = np.float32(0.05)  # world units
 REACH = 1.0  # half width of a light map, world units; the chair is inside
 KEY_MAP, SKY_MAP = 256, 128  # texels across
-SKY = ((0.0, 1.0, 0.0), (0.8, 0.6, 0.0), (-0.8, 0.6, 0.0), (0.0, 0.6, 0.8), (0.0, 0.6, -0.8), (0.0, -1.0, 0.0))
+SKY = (
+    (0.0, 1.0, 0.0),
+    (0.8, 0.6, 0.0),
+    (-0.8, 0.6, 0.0),
+    (0.0, 0.6, 0.8),
+    (0.0, 0.6, -0.8),
+    (0.0, -1.0, 0.0),
+)
 SKY_WEIGHT = (0.24, 0.19, 0.19, 0.19, 0.19, 0.14)  # radiance of the sky's directions: brighter above
 
 
@@ -105,7 +112,12 @@ class Surface:
 
 
 def surface(
-    chair: Chair, solids: Sequence[Solid], camera: Camera, supersample: int, hits: Hits, texture: Texture | None
+    chair: Chair,
+    solids: Sequence[Solid],
+    camera: Camera,
+    supersample: int,
+    hits: Hits,
+    texture: Texture | None,
 ) -> Surface:
     """Points, normals and (with a texture) colours of `hits`."""
     matrix = camera.world_to_cam.double().numpy()
@@ -113,9 +125,7 @@ def surface(
     x, y = slopes(camera, supersample)
     rows, columns = np.nonzero(hits.solid >= 0)
     depth = hits.depth[rows, columns]
-    away = turned(
-        np.stack([x[columns], y[rows], np.ones_like(depth)], axis=1), rotation.T.astype(np.float32)
-    )
+    away = turned(np.stack([x[columns], y[rows], np.ones_like(depth)], axis=1), rotation.T.astype(np.float32))
     points = away * depth[:, None] + centre.astype(np.float32)
     to_eye = -away / np.sqrt(np.einsum("ij,ij->i", away, away))[:, None]
     owner = hits.solid[rows, columns]
@@ -229,7 +239,8 @@ def photograph(
     solids = chair.solids()
     hits = cast(solids, camera, supersample)
     here = surface(chair, solids, camera, supersample, hits, texture)
-    assert here.albedo is not None and here.gloss is not None
+    assert here.albedo is not None
+    assert here.gloss is not None
     key_map = light_map(solids, light.key, KEY_MAP)
     sky_maps = [light_map(solids, axis, SKY_MAP) for axis in SKY]
     image = np.ones((*hits.depth.shape, 3), np.float32)
@@ -294,7 +305,9 @@ def _floor(
     t = np.where(down < -1e-4, (floor - centre[1]) / np.minimum(down, -1e-4), 0).astype(np.float32)
     rows, columns = np.nonzero((t > 0) & (t < 8))
     away = np.stack([x[columns], y[rows], np.ones(len(rows), np.float32)], axis=1)
-    points = turned(away, rotation.T.astype(np.float32)) * t[rows, columns][:, None] + centre.astype(np.float32)
+    points = turned(away, rotation.T.astype(np.float32)) * t[rows, columns][:, None] + centre.astype(
+        np.float32
+    )
     inside = (np.abs(points[:, 0]) < 2.5) & (np.abs(points[:, 2]) < 2.5)
     dark = np.zeros(t.shape, np.float32)
     share = 0.22 * key.shadow(points, max(light.softness, 0.02)) + 0.2 * above.shadow(points, 0.07)

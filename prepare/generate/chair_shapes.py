@@ -6,6 +6,7 @@ from the seed and the shape's number alone.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from prepare.generate.chair_parts import (
 )
 from prepare.generate.shapes import Frustum, tapered_box
 
-Point = tuple[float, float, float]
+Point = tuple[float | int, float | int, float | int]
 SIDES = (-1.0, 1.0)
 
 
@@ -52,7 +53,7 @@ class Frame:
     def add(self, label: Label, kind: str, slot: Slot, *solids: Solid) -> None:
         self.components.append(Component(label, kind, tuple(solids), slot))
 
-    def uniform(self, low: float, high: float) -> float:
+    def uniform(self, low: float | int, high: float | int) -> float:
         return float(self.rng.uniform(low, high))
 
     def chance(self, probability: float) -> bool:
@@ -61,7 +62,7 @@ class Frame:
     def pick(self, *options: str) -> str:
         return options[int(self.rng.integers(len(options)))]
 
-    def back(self, x: float, up: float, out: float = 0.0) -> Point:
+    def back(self, x: float | int, up: float, out: float = 0.0) -> Point:
         """World point `up` along the back from the seat's rear edge, `out` before its plane."""
         sine, cosine = math.sin(self.tilt), math.cos(self.tilt)
         return (
@@ -122,7 +123,12 @@ def make_chair(seed: int, number: int) -> Chair:
 
 
 def _slab(f: Frame) -> None:
-    f.add("SeatSurface", "seat", "seat", box((0, f.height - f.thick / 2, 0), (f.half_width, f.thick / 2, f.half_depth)))
+    f.add(
+        "SeatSurface",
+        "seat",
+        "seat",
+        box((0, f.height - f.thick / 2, 0), (f.half_width, f.thick / 2, f.half_depth)),
+    )
 
 
 def _cushion(f: Frame) -> None:
@@ -207,7 +213,9 @@ def _framed(f: Frame) -> None:
     w, d, y = f.half_width, f.half_depth, f.height - thick / 2
     for side in SIDES:
         f.add("SeatFrame", "rail", "frame", box((side * (w - rail / 2), y, 0), (rail / 2, thick / 2, d)))
-        f.add("SeatFrame", "rail", "frame", box((0, y, side * (d - rail / 2)), (w - rail, thick / 2, rail / 2)))
+        f.add(
+            "SeatFrame", "rail", "frame", box((0, y, side * (d - rail / 2)), (w - rail, thick / 2, rail / 2))
+        )
     f.add(
         "SeatSurface", "seat", "seat",
         box((0, f.height - 0.010, 0), (w - 0.9 * rail, 0.012 + f.uniform(0, 0.01), d - 0.9 * rail), bevel=0.012),
@@ -268,7 +276,9 @@ def _leg(f: Frame, top: Point, foot: Point, size: float) -> tuple[Solid, ...]:
     )
 
 
-def _corner_legs(f: Frame, splay: float | None = None) -> dict[tuple[float, float], tuple[np.ndarray, np.ndarray]]:
+def _corner_legs(
+    f: Frame, splay: float | None = None
+) -> dict[tuple[float, float], tuple[np.ndarray, np.ndarray]]:
     """Four legs; returns top and foot by (side, front or rear)."""
     size = f.uniform(0.013, 0.024)
     lean = (f.uniform(0.0, 0.07) if f.chance(0.6) else 0.0) if splay is None else splay
@@ -362,7 +372,12 @@ def _star(f: Frame, castors: bool) -> None:
     reach, lift = f.uniform(0.24, 0.31), 0.055 if castors else 0.0
     hub_y = lift + f.uniform(0.05, 0.09)
     radius = f.uniform(0.018, 0.03)
-    f.add("SurfaceBase", "hub", "metal", rod((0, hub_y - 0.03, 0), (0, hub_y + 0.035, 0), radius * 1.7, radius * 1.3))
+    f.add(
+        "SurfaceBase",
+        "hub",
+        "metal",
+        rod((0, hub_y - 0.03, 0), (0, hub_y + 0.035, 0), radius * 1.7, radius * 1.3),
+    )
     turn = f.uniform(0, 2 * math.pi)
     flat = f.chance(0.5)
     for k in range(arms):
@@ -382,7 +397,9 @@ def _star(f: Frame, castors: bool) -> None:
         else:
             solids.append(rod((end[0], 0.0, end[2]), (end[0], 0.02, end[2]), 0.013))
         f.add("Leg", "castor leg" if castors else "star leg", "metal", *solids)
-    f.add("SeatSupport", "column", "metal", rod((0, hub_y, 0), (0, f.underside - 0.02, 0), radius, 0.8 * radius))
+    f.add(
+        "SeatSupport", "column", "metal", rod((0, hub_y, 0), (0, f.underside - 0.02, 0), radius, 0.8 * radius)
+    )
     size = f.uniform(0.06, 0.11)
     f.add(
         "SeatSupport", "mechanism", "metal",
@@ -390,7 +407,15 @@ def _star(f: Frame, castors: bool) -> None:
     )  # fmt: skip
     if castors and f.chance(0.5):
         y = f.underside - 0.02
-        f.add("Other", "lever", "accent", *tube([(0.04, y, 0.02), (f.half_width * 0.75, y, 0.03), (f.half_width * 0.95, y - 0.012, 0.03)], 0.008))
+        f.add(
+            "Other",
+            "lever",
+            "accent",
+            *tube(
+                [(0.04, y, 0.02), (f.half_width * 0.75, y, 0.03), (f.half_width * 0.95, y - 0.012, 0.03)],
+                0.008,
+            ),
+        )
 
 
 def _pedestal(f: Frame) -> None:
@@ -402,7 +427,12 @@ def _pedestal(f: Frame) -> None:
         solid = box((0, plate, 0), (radius, plate, radius))
     f.add("SurfaceBase", "base plate", "metal", solid)
     flare = f.uniform(0.6, 1.6)
-    f.add("SeatSupport", "column", "metal", rod((0, plate, 0), (0, f.underside - 0.01, 0), column * flare, column))
+    f.add(
+        "SeatSupport",
+        "column",
+        "metal",
+        rod((0, plate, 0), (0, f.underside - 0.01, 0), column * flare, column),
+    )
     f.add("SeatSupport", "mechanism", "metal", box((0, f.underside - 0.01, 0), (0.11, 0.012, 0.11)))
 
 
@@ -438,7 +468,7 @@ def _sled(f: Frame) -> None:
             (x, top, -d * 0.8),
         ]  # fmt: skip
         if square:
-            solids = tuple(bar(a, b, r, r) for a, b in zip(points[:-1], points[1:], strict=True))
+            solids = tuple(bar(a, b, r, r) for a, b in itertools.pairwise(points))
         else:
             solids = tube(points, r)
         f.add("Leg", "sled side", "metal", *solids)
@@ -473,7 +503,7 @@ def _rocking(f: Frame) -> None:
         low = radius - np.sqrt(radius**2 - f.half_depth**2)
         y = radius - np.sqrt(radius**2 - z**2) - low + rise
         points = [(x, float(v), float(u)) for u, v in zip(z, y, strict=True)]
-        solids = tuple(bar(a, b, 0.013, 0.016) for a, b in zip(points[:-1], points[1:], strict=True))
+        solids = tuple(bar(a, b, 0.013, 0.016) for a, b in itertools.pairwise(points))
         f.add("SurfaceBase", "rocker", "frame", *solids)
     if f.chance(0.6):
         _stretchers(f, legs, f.pick("H", "rear", "front", "sides"))
@@ -502,7 +532,14 @@ def _hairpin(f: Frame) -> None:
         for end in SIDES:
             foot = (side * (w + lean), r, end * (d + lean))
             spread = 0.035
-            solids = tube([(side * (w - spread), top, end * (d + spread)), foot, (side * (w + spread), top, end * (d - spread))], r)
+            solids = tube(
+                [
+                    (side * (w - spread), top, end * (d + spread)),
+                    foot,
+                    (side * (w + spread), top, end * (d - spread)),
+                ],
+                r,
+            )
             f.add("Leg", "hairpin leg", "metal", *solids)
 
 
@@ -510,13 +547,23 @@ def _block(f: Frame) -> None:
     leg_height = f.uniform(0.05, 0.14)
     w, d = f.half_width, f.half_depth
     middle = 0.5 * (f.underside + leg_height)
-    f.add("SurfaceBase", "plinth", "back", box((0, middle, 0), (w, (f.underside - leg_height) / 2 + 0.002, d), bevel=0.012))
+    f.add(
+        "SurfaceBase",
+        "plinth",
+        "back",
+        box((0, middle, 0), (w, (f.underside - leg_height) / 2 + 0.002, d), bevel=0.012),
+    )
     size = f.uniform(0.016, 0.028)
     for side in SIDES:
         for end in SIDES:
             top = (side * (w - 0.05), leg_height + 0.004, end * (d - 0.05))
             foot = (side * (w - 0.04), 0.0, end * (d - 0.04))
-            f.add("Leg", "foot", "frame", tapered(foot, top, 0.7 * size, size) if f.leg != "round" else rod(foot, top, size))
+            f.add(
+                "Leg",
+                "foot",
+                "frame",
+                tapered(foot, top, 0.7 * size, size) if f.leg != "round" else rod(foot, top, size),
+            )
 
 
 def _tripod(f: Frame) -> None:
@@ -538,7 +585,9 @@ BASES: dict[str, Callable[[Frame], None]] = {
 # --- backs ---------------------------------------------------------------------------------------------------------------
 
 
-def _plate(f: Frame, x: float, up: float, half_x: float, half_up: float, half: float, bevel: float = 0.006) -> Solid:
+def _plate(
+    f: Frame, x: float | int, up: float, half_x: float, half_up: float, half: float, bevel: float = 0.006
+) -> Solid:
     return box(f.back(x, up), (half_x, half_up, half), f.back_turn, bevel)
 
 
@@ -552,18 +601,33 @@ def _supports(f: Frame, gap: float, label: Label = "BackSupport") -> None:
     x, size = f.back_half * f.uniform(0.45, 0.8), f.uniform(0.008, 0.014)
     for side in SIDES:
         solid = _post(f, side * x, -0.015 - 0.3 * f.thick, gap + f.back_height * 0.35, size)
-        f.add(label, "connector", "metal" if f.chance(0.3) else "frame", solid.moved(np.eye(3), (0, 0, 0), (0, 0, -0.006)))
+        f.add(
+            label,
+            "connector",
+            "metal" if f.chance(0.3) else "frame",
+            solid.moved(np.eye(3), (0, 0, 0), (0, 0, -0.006)),
+        )
 
 
 def _panel(f: Frame) -> None:
     gap, half = f.uniform(0.05, 0.14), f.uniform(0.008, 0.02)
     if f.posts or f.chance(0.3):
         _two_posts(f, f.back_height)
-        f.add("BackSurface", "panel", "back", _plate(f, 0, 0.5 * (gap + f.back_height), f.back_half - 0.01, 0.5 * (f.back_height - gap), half))
+        f.add(
+            "BackSurface",
+            "panel",
+            "back",
+            _plate(f, 0, 0.5 * (gap + f.back_height), f.back_half - 0.01, 0.5 * (f.back_height - gap), half),
+        )
         return
     solid = f.chance(0.3)
     low = 0.0 if solid else gap
-    f.add("BackSurface", "panel", "back", _plate(f, 0, 0.5 * (low + f.back_height), f.back_half, 0.5 * (f.back_height - low), half))
+    f.add(
+        "BackSurface",
+        "panel",
+        "back",
+        _plate(f, 0, 0.5 * (low + f.back_height), f.back_half, 0.5 * (f.back_height - low), half),
+    )
     if not solid:
         _supports(f, gap)
 
@@ -571,22 +635,53 @@ def _panel(f: Frame) -> None:
 def _cushion_back(f: Frame) -> None:
     gap, half = f.uniform(0.02, 0.12), f.uniform(0.025, 0.045)
     high = f.back_height
-    f.add("BackSurface", "panel", "back", _plate(f, 0, 0.5 * (gap + high), f.back_half, 0.5 * (high - gap), half, bevel=0.8 * half))
+    f.add(
+        "BackSurface",
+        "panel",
+        "back",
+        _plate(f, 0, 0.5 * (gap + high), f.back_half, 0.5 * (high - gap), half, bevel=0.8 * half),
+    )
     if f.chance(0.5):
-        f.add("BackSupport", "spine", "metal", _plate(f, 0, 0.3 * high, 0.03, 0.3 * high + 0.02, 0.012).moved(np.eye(3), (0, 0, 0), (0, 0, -half)))
+        f.add(
+            "BackSupport",
+            "spine",
+            "metal",
+            _plate(f, 0, 0.3 * high, 0.03, 0.3 * high + 0.02, 0.012).moved(
+                np.eye(3), (0, 0, 0), (0, 0, -half)
+            ),
+        )
     else:
         _supports(f, gap)
     if high > 0.45 and f.chance(0.5):
-        f.add("Other", "headrest", "back", _plate(f, 0, high + 0.075, 0.55 * f.back_half, 0.05, 0.8 * half, bevel=0.6 * half))
+        f.add(
+            "Other",
+            "headrest",
+            "back",
+            _plate(f, 0, high + 0.075, 0.55 * f.back_half, 0.05, 0.8 * half, bevel=0.6 * half),
+        )
         for side in SIDES:
-            f.add("BackSupport", "pin", "metal", rod(f.back(side * 0.3 * f.back_half, high - 0.02), f.back(side * 0.3 * f.back_half, high + 0.05), 0.006))
+            f.add(
+                "BackSupport",
+                "pin",
+                "metal",
+                rod(
+                    f.back(side * 0.3 * f.back_half, high - 0.02),
+                    f.back(side * 0.3 * f.back_half, high + 0.05),
+                    0.006,
+                ),
+            )
 
 
 def _two_posts(f: Frame, high: float, size: float | None = None) -> float:
     """Posts at both sides; their half size."""
     size = f.uniform(0.010, 0.018) if size is None else size
     for side in SIDES:
-        f.add("BackFrame", "post", "frame", _post(f, side * (f.back_half - size), -0.012 - 0.4 * f.thick, high, size))
+        f.add(
+            "BackFrame",
+            "post",
+            "frame",
+            _post(f, side * (f.back_half - size), -0.012 - 0.4 * f.thick, high, size),
+        )
     return size
 
 
@@ -601,7 +696,12 @@ def _frame_panel(f: Frame) -> None:
     _rail(f, f.back_height - rail, rail, 0.9 * size)
     _rail(f, low, 0.8 * rail, 0.8 * size)
     middle, half = 0.5 * (low + f.back_height), 0.5 * (f.back_height - low)
-    f.add("BackSurface", "panel", "back", _plate(f, 0, middle, f.back_half - 1.5 * size, half - 0.6 * rail, 0.6 * size))
+    f.add(
+        "BackSurface",
+        "panel",
+        "back",
+        _plate(f, 0, middle, f.back_half - 1.5 * size, half - 0.6 * rail, 0.6 * size),
+    )
 
 
 def _slats(f: Frame) -> None:
@@ -614,7 +714,19 @@ def _slats(f: Frame) -> None:
     width = span / count * f.uniform(0.3, 0.62)
     for i in range(count):
         x = -span + (2 * i + 1) * span / count
-        f.add("BackSurface", "slat", "back", _plate(f, x, 0.5 * (low + f.back_height - rail), width, 0.5 * (f.back_height - low) - 0.3 * rail, 0.006))
+        f.add(
+            "BackSurface",
+            "slat",
+            "back",
+            _plate(
+                f,
+                x,
+                0.5 * (low + f.back_height - rail),
+                width,
+                0.5 * (f.back_height - low) - 0.3 * rail,
+                0.006,
+            ),
+        )
 
 
 def _ladder(f: Frame) -> None:
@@ -623,13 +735,20 @@ def _ladder(f: Frame) -> None:
     low = f.uniform(0.1, 0.18)
     pitch = (f.back_height - low) / count
     for i in range(count):
-        f.add("BackSurface", "rung", "back", _plate(f, 0, low + (i + 0.5) * pitch, f.back_half - size, pitch * 0.3, 0.007))
+        f.add(
+            "BackSurface",
+            "rung",
+            "back",
+            _plate(f, 0, low + (i + 0.5) * pitch, f.back_half - size, pitch * 0.3, 0.007),
+        )
 
 
 def _spindles(f: Frame) -> None:
     rail = f.uniform(0.02, 0.035)
     count, fan = int(f.rng.integers(5, 10)), f.uniform(0.75, 1.0)
-    f.add("BackFrame", "top rail", "frame", _plate(f, 0, f.back_height - rail, f.back_half, rail, 0.012, 0.008))
+    f.add(
+        "BackFrame", "top rail", "frame", _plate(f, 0, f.back_height - rail, f.back_half, rail, 0.012, 0.008)
+    )
     for i in range(count):
         x = (2 * i + 1 - count) / count * (f.back_half - 0.01)
         edge = i in (0, count - 1)
@@ -643,13 +762,23 @@ def _split(f: Frame) -> None:
         size = _two_posts(f, f.back_height)
         low, cut = f.uniform(0.08, 0.14), f.uniform(0.4, 0.62) * f.back_height
         for a, b in ((low, cut), (cut + f.uniform(0.03, 0.06), f.back_height)):
-            f.add("BackSurface", "panel", "back", _plate(f, 0, 0.5 * (a + b), f.back_half - size, 0.5 * (b - a), half))
+            f.add(
+                "BackSurface",
+                "panel",
+                "back",
+                _plate(f, 0, 0.5 * (a + b), f.back_half - size, 0.5 * (b - a), half),
+            )
         return
     gap, slit = f.uniform(0.03, 0.1), f.uniform(0.012, 0.04)
     panel = 0.5 * (f.back_half - slit)
     for side in SIDES:
         x = side * (slit + panel)
-        f.add("BackSurface", "panel", "back", _plate(f, x, 0.5 * (gap + f.back_height), panel, 0.5 * (f.back_height - gap), half))
+        f.add(
+            "BackSurface",
+            "panel",
+            "back",
+            _plate(f, x, 0.5 * (gap + f.back_height), panel, 0.5 * (f.back_height - gap), half),
+        )
         solid = _post(f, x, -0.015 - 0.3 * f.thick, 0.7 * f.back_height, 0.010)
         f.add("BackSupport", "connector", "frame", solid.moved(np.eye(3), (0, 0, 0), (0, 0, -half)))
 
@@ -666,14 +795,19 @@ def _curved(f: Frame) -> None:
         a = -sweep / 2 + (i + 0.5) * step
         x, out = radius * math.sin(a), radius * (1 - math.cos(a))
         turn = f.back_turn @ rotation_about((0, 1, 0), -a)
-        shape = Slab(((radius + half) * math.tan(step / 2), 0.5 * (f.back_height - gap), half), 5e-4, -step / 2)
+        shape = Slab(
+            ((radius + half) * math.tan(step / 2), 0.5 * (f.back_height - gap), half), 5e-4, -step / 2
+        )
         solids.append(Solid(shape, np.asarray(f.back(x, 0.5 * (gap + f.back_height), out)), turn))
     f.add("BackSurface", "shell", "back", *solids)
     if gap > 0.0:
         x, size = 0.35 * f.back_half, f.uniform(0.008, 0.014)
         out = radius - math.sqrt(radius**2 - x**2)
         for side in SIDES:
-            a, b = f.back(side * x, -0.015 - 0.3 * f.thick, 0.0), f.back(side * x, gap + 0.4 * f.back_height, out - half)
+            a, b = (
+                f.back(side * x, -0.015 - 0.3 * f.thick, 0.0),
+                f.back(side * x, gap + 0.4 * f.back_height, out - half),
+            )
             f.add("BackSupport", "connector", "metal", rod(a, b, size))
 
 
@@ -689,20 +823,39 @@ def _arch(f: Frame, high: float, half_width: float, square: float) -> list[Point
 
 def _tubular(f: Frame) -> None:
     r = f.uniform(0.009, 0.015)
-    f.add("BackFrame", "hoop", "metal", *tube(_arch(f, f.back_height, f.back_half - r, f.uniform(0.15, 0.4)), r))
+    f.add(
+        "BackFrame", "hoop", "metal", *tube(_arch(f, f.back_height, f.back_half - r, f.uniform(0.15, 0.4)), r)
+    )
     low, high = f.uniform(0.1, 0.2), f.back_height * f.uniform(0.8, 0.93)
-    f.add("BackSurface", "panel", "back", _plate(f, 0, 0.5 * (low + high), f.back_half - 0.9 * r, 0.5 * (high - low), 0.8 * r, 0.8 * r))
+    f.add(
+        "BackSurface",
+        "panel",
+        "back",
+        _plate(f, 0, 0.5 * (low + high), f.back_half - 0.9 * r, 0.5 * (high - low), 0.8 * r, 0.8 * r),
+    )
 
 
 def _bentwood(f: Frame) -> None:
     r = f.uniform(0.009, 0.013)
-    f.add("BackFrame", "hoop", "frame", *tube(_arch(f, f.back_height, f.back_half - r, f.uniform(0.7, 1.0)), r))
+    f.add(
+        "BackFrame", "hoop", "frame", *tube(_arch(f, f.back_height, f.back_half - r, f.uniform(0.7, 1.0)), r)
+    )
     if f.chance(0.5):
-        f.add("BackSurface", "inner hoop", "frame", *tube(_arch(f, 0.72 * f.back_height, 0.52 * f.back_half, 0.9), 0.8 * r))
+        f.add(
+            "BackSurface",
+            "inner hoop",
+            "frame",
+            *tube(_arch(f, 0.72 * f.back_height, 0.52 * f.back_half, 0.9), 0.8 * r),
+        )
     else:
         for x in (-0.35, 0.0, 0.35):
             top = f.back_height - (1 - math.sqrt(1 - (x * 1.05) ** 2)) * 0.5 * f.back_height - 0.4 * r
-            f.add("BackSurface", "spindle", "frame", rod(f.back(x * f.back_half, -0.012), f.back(x * f.back_half, top), 0.007))
+            f.add(
+                "BackSurface",
+                "spindle",
+                "frame",
+                rod(f.back(x * f.back_half, -0.012), f.back(x * f.back_half, top), 0.007),
+            )
 
 
 def _crossed_back(f: Frame) -> None:
@@ -712,18 +865,32 @@ def _crossed_back(f: Frame) -> None:
     _rail(f, low, 0.8 * rail, 0.8 * size)
     for k, side in enumerate(SIDES):
         out = 0.007 * (k - 0.5)
-        f.add("BackSurface", "brace", "frame", bar(f.back(-side * x, low, out), f.back(side * x, f.back_height - rail, out), 0.012, 0.006))
+        f.add(
+            "BackSurface",
+            "brace",
+            "frame",
+            bar(f.back(-side * x, low, out), f.back(side * x, f.back_height - rail, out), 0.012, 0.006),
+        )
 
 
 def _splat(f: Frame) -> None:
     size = _two_posts(f, f.back_height - 0.02)
     rail = f.uniform(0.02, 0.035)
-    f.add("BackFrame", "top rail", "frame", _plate(f, 0, f.back_height - rail, f.back_half + 0.012, rail, size))
+    f.add(
+        "BackFrame", "top rail", "frame", _plate(f, 0, f.back_height - rail, f.back_half + 0.012, rail, size)
+    )
     _rail(f, 0.07, 0.014, 0.8 * size)
     low, high = f.uniform(0.25, 0.5), f.uniform(0.25, 0.5)
-    shape = tapered_box((low * f.back_half, 0.006), (high * f.back_half, 0.006), 0.5 * (f.back_height - 0.07), bevel=0.004)
+    shape = tapered_box(
+        (low * f.back_half, 0.006), (high * f.back_half, 0.006), 0.5 * (f.back_height - 0.07), bevel=0.004
+    )
     turn = f.back_turn @ rotation_about((1, 0, 0), -math.pi / 2)  # local z up the back
-    f.add("BackSurface", "splat", "back", Solid(shape, np.asarray(f.back(0, 0.5 * (f.back_height + 0.07))), turn))
+    f.add(
+        "BackSurface",
+        "splat",
+        "back",
+        Solid(shape, np.asarray(f.back(0, 0.5 * (f.back_height + 0.07))), turn),
+    )
 
 
 def _wires(f: Frame) -> None:
@@ -733,16 +900,36 @@ def _wires(f: Frame) -> None:
     for i in range(count):
         up = low + (f.back_height - low - 0.01) * i / (count - 1)
         kind: Label = "BackFrame" if i == count - 1 else "BackSurface"
-        f.add(kind, "wire", "metal", rod(f.back(-f.back_half + size, up), f.back(f.back_half - size, up), 0.0055))
+        f.add(
+            kind,
+            "wire",
+            "metal",
+            rod(f.back(-f.back_half + size, up), f.back(f.back_half - size, up), 0.0055),
+        )
 
 
 def _wings(f: Frame) -> None:
     half = f.uniform(0.03, 0.05)
-    f.add("BackSurface", "panel", "back", _plate(f, 0, 0.5 * f.back_height, f.back_half, 0.5 * f.back_height + 0.01, half, 0.02))
+    f.add(
+        "BackSurface",
+        "panel",
+        "back",
+        _plate(f, 0, 0.5 * f.back_height, f.back_half, 0.5 * f.back_height + 0.01, half, 0.02),
+    )
     reach = f.uniform(0.06, 0.12)
     for side in SIDES:
         up = f.back_height * 0.68
-        f.add("Other", "wing", "back", box(f.back(side * (f.back_half - 0.018), up, reach), (0.02, 0.3 * f.back_height, reach), f.back_turn, 0.012))
+        f.add(
+            "Other",
+            "wing",
+            "back",
+            box(
+                f.back(side * (f.back_half - 0.018), up, reach),
+                (0.02, 0.3 * f.back_height, reach),
+                f.back_turn,
+                0.012,
+            ),
+        )
 
 
 BACKS: dict[str, Callable[[Frame], None]] = {
@@ -773,7 +960,12 @@ def _rest_arms(f: Frame) -> None:
     round_rest = f.chance(0.4)
     for side in SIDES:
         a, b = (side * (min(f.back_half, x)), y, z - 0.008), (side * x, y, front + f.uniform(0.0, 0.05))
-        f.add("Arm", "armrest", "frame", rod(a, b, 1.2 * size) if round_rest else bar(a, b, 1.6 * size, 0.8 * size))
+        f.add(
+            "Arm",
+            "armrest",
+            "frame",
+            rod(a, b, 1.2 * size) if round_rest else bar(a, b, 1.6 * size, 0.8 * size),
+        )
         f.add("Arm", "arm post", "frame", _post_arm(f, side * x, f.height - f.thick, y, front, size))
 
 
@@ -804,10 +996,25 @@ def _loop_arms(f: Frame) -> None:
     pad = f.chance(0.5)
     for side in SIDES:
         s = side * x
-        path = [(side * min(f.back_half, x), y, z - 0.004), (s, y, front - 0.05), (s, y - 0.012, front - 0.015), (s, y - 0.045, front), (s, low, front)]
+        path = [
+            (side * min(f.back_half, x), y, z - 0.004),
+            (s, y, front - 0.05),
+            (s, y - 0.012, front - 0.015),
+            (s, y - 0.045, front),
+            (s, low, front),
+        ]
         f.add("Arm", "arm loop", "metal", *tube(path, r))
         if pad:
-            f.add("Arm", "arm pad", "accent", box((s, y + 0.9 * r + 0.004, 0.5 * (z + front) - 0.02), (0.022, 0.009, 0.3 * (front - z)), bevel=0.006))
+            f.add(
+                "Arm",
+                "arm pad",
+                "accent",
+                box(
+                    (s, y + 0.9 * r + 0.004, 0.5 * (z + front) - 0.02),
+                    (0.022, 0.009, 0.3 * (front - z)),
+                    bevel=0.006,
+                ),
+            )
 
 
 def _t_arms(f: Frame) -> None:
@@ -815,8 +1022,22 @@ def _t_arms(f: Frame) -> None:
     x = f.half_width + 0.03
     under = f.underside
     for side in SIDES:
-        f.add("Arm", "arm post", "metal", box((side * x, 0.5 * (under + f.height + rise), 0.0), (0.009, 0.5 * (f.height + rise - under) + 0.012, 0.024)), box((side * (x - 0.03), under - 0.004, 0.0), (0.039, 0.008, 0.022)))
-        f.add("Arm", "armrest", "accent", box((side * x, f.height + rise + 0.012, 0.01), (0.034, 0.013, f.half_depth * 0.55), bevel=0.009))
+        f.add(
+            "Arm",
+            "arm post",
+            "metal",
+            box(
+                (side * x, 0.5 * (under + f.height + rise), 0.0),
+                (0.009, 0.5 * (f.height + rise - under) + 0.012, 0.024),
+            ),
+            box((side * (x - 0.03), under - 0.004, 0.0), (0.039, 0.008, 0.022)),
+        )
+        f.add(
+            "Arm",
+            "armrest",
+            "accent",
+            box((side * x, f.height + rise + 0.012, 0.01), (0.034, 0.013, f.half_depth * 0.55), bevel=0.009),
+        )
 
 
 def _sloped_arms(f: Frame) -> None:
@@ -836,7 +1057,16 @@ def _pad_arms(f: Frame) -> None:
     front = f.half_depth * 0.8
     low = f.height - 0.5 * f.thick
     for side in SIDES:
-        f.add("Arm", "armrest", "back", box((side * x, y, 0.5 * (z + front)), (half, 0.6 * half, 0.5 * (front - z) + 0.02), bevel=0.4 * half))
+        f.add(
+            "Arm",
+            "armrest",
+            "back",
+            box(
+                (side * x, y, 0.5 * (z + front)),
+                (half, 0.6 * half, 0.5 * (front - z) + 0.02),
+                bevel=0.4 * half,
+            ),
+        )
         f.add("Arm", "arm post", "frame", _post_arm(f, side * x, low, y, front - 0.04, 0.012))
 
 

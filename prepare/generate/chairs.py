@@ -167,7 +167,9 @@ def shape_splits(settings: ChairSettings) -> dict[Split, list[int]]:
     ends = np.round(np.cumsum([SHARES[split] for split in SPLITS]) * settings.shapes).astype(int)
     starts = (0, *ends[:-1])
     found: dict[Split, list[int]] = {}
-    for split, start, end in zip(("train", "val", "test"), starts, (*ends[:-1], settings.shapes), strict=True):
+    for split, start, end in zip(
+        ("train", "val", "test"), starts, (*ends[:-1], settings.shapes), strict=True
+    ):
         found[split] = sorted(int(i) for i in order[start:end])  # type: ignore[index]
     return found
 
@@ -452,7 +454,9 @@ def _surface_points(
         points.append(here.points[chosen])
         weights.append(depth**2 / cosine)
     pool, weight = np.concatenate(points), np.concatenate(weights).astype(np.float64)
-    index = rng.choice(len(pool), settings.points, p=weight / weight.sum(), replace=len(pool) < settings.points)
+    index = rng.choice(
+        len(pool), settings.points, p=weight / weight.sum(), replace=len(pool) < settings.points
+    )
     world = pool[index].astype(np.float64)
     solids = chair.solids()
     pxy = np.zeros((len(views), settings.points, 2), np.int16)
@@ -536,7 +540,9 @@ def _opengl(camera: Camera) -> dict[str, Any]:
 
 
 def write_png(path: Path, pixels: UInt8[np.ndarray, "height width *rgb"]) -> None:
-    write_with(path, lambda temporary: Image.fromarray(pixels).save(temporary, format="PNG", compress_level=3))
+    write_with(
+        path, lambda temporary: Image.fromarray(pixels).save(temporary, format="PNG", compress_level=3)
+    )
 
 
 def _bytes(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:

@@ -1,4 +1,4 @@
-"""`splatad generate chairs`: procedural chairs, views of each, and photos with and without an anomaly, for `splatad train cmt`."""
+"""`splatad generate chairs`: procedural chairs, views of each, photos with and without an anomaly."""
 
 from __future__ import annotations
 
