@@ -363,8 +363,9 @@ def _packed_views(item: _Views, points: int, px: int) -> dict[str, np.ndarray]:
         cameras.append(world_to_cam)
         lenses.append(lens * np.array([[ratio], [ratio], [1.0]]))
         records.append(record)
-        whole = record.alpha is not None and record.alpha.shape == (cells, cells)
-        alphas.append(record.alpha if whole else cell_share(grey < WHITE))
+        told = record.alpha
+        whole = told is not None and told.shape == (cells, cells)
+        alphas.append(told if told is not None and whole else cell_share(grey < WHITE))
     camera, lens = np.stack(cameras), np.stack(lenses)
     pxy = np.stack([record.pxy for record in records])
     visible = np.stack([record.is_visible for record in records])

@@ -95,7 +95,7 @@ def propose(
         changed = swapped
     if kind in ("position", "rotation", "swapped"):
         now = changed.cloud()
-        if len(now) == 0 or rest.query(now)[0].min() > TOUCH or np.linalg.norm(now, axis=1).max() > FARTHEST:
+        if len(now) == 0 or _gaps(rest, now).min() > TOUCH or np.linalg.norm(now, axis=1).max() > FARTHEST:
             return None
     components = list(chair.components)
     components[index] = changed
@@ -112,6 +112,11 @@ def _choose(chair: Chair, clouds: Clouds, rng: np.random.Generator) -> int:
     return by_label[label][int(rng.choice(len(area), p=area / area.sum()))]
 
 
+def _gaps(rest: cKDTree, cloud: Float[np.ndarray, "n xyz=3"]) -> Float[np.ndarray, " n"]:
+    """Distance of each point to the nearest of the rest, world units."""
+    return np.asarray(rest.query(cloud)[0])
+
+
 def _shifted(part: Component, cloud: np.ndarray, rng: np.random.Generator) -> Component:
     diagonal = float(np.linalg.norm(np.ptp(cloud, axis=0)))
     direction = rng.normal(size=3)
@@ -122,7 +127,7 @@ def _shifted(part: Component, cloud: np.ndarray, rng: np.random.Generator) -> Co
 
 def _turned(part: Component, cloud: np.ndarray, rest: cKDTree, rng: np.random.Generator) -> Component:
     """About a point where the component touches the rest."""
-    gaps = rest.query(cloud)[0]
+    gaps = _gaps(rest, cloud)
     near = np.flatnonzero(gaps <= max(float(gaps.min()), TOUCH))
     about = cloud[int(rng.choice(near))]
     turn = rotation_about(rng.normal(size=3), math.radians(float(rng.uniform(*TURN_DEG))))
@@ -157,7 +162,7 @@ def _floats(left: np.ndarray, rest: cKDTree) -> bool:
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(left),) * 2)
     count, piece = connected_components(graph, directed=False)
     held = np.zeros(count, bool)
-    held[piece[rest.query(left)[0] <= TOUCH]] = True
+    held[piece[_gaps(rest, left) <= TOUCH]] = True
     return not bool(held[piece].mean() > 0.97)
 
 

@@ -804,11 +804,11 @@ def _curved(f: Frame) -> None:
         x, size = 0.35 * f.back_half, f.uniform(0.008, 0.014)
         out = radius - math.sqrt(radius**2 - x**2)
         for side in SIDES:
-            a, b = (
+            low, high = (
                 f.back(side * x, -0.015 - 0.3 * f.thick, 0.0),
                 f.back(side * x, gap + 0.4 * f.back_height, out - half),
             )
-            f.add("BackSupport", "connector", "metal", rod(a, b, size))
+            f.add("BackSupport", "connector", "metal", rod(low, high, size))
 
 
 def _arch(f: Frame, high: float, half_width: float, square: float) -> list[Point]:
@@ -984,7 +984,11 @@ def _panel_arms(f: Frame) -> None:
         high = f.height + rise
         f.add(
             "Arm", "arm panel", "back",
-            box((side * (f.half_width + half - 0.004), 0.5 * (low + high), 0.5 * (z + f.half_depth)), (half, 0.5 * (high - low), 0.5 * (f.half_depth - z)), bevel=0.4 * half),
+            box(
+                (side * (f.half_width + half - 0.004), 0.5 * (low + high), 0.5 * (z + f.half_depth)),
+                (half, 0.5 * (high - low), 0.5 * (f.half_depth - z)),
+                bevel=0.4 * half,
+            ),
         )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ from prepare.generate.chair_render import (
     slopes,
 )
 from prepare.generate.chair_shapes import make_chair
-from prepare.shape_pairs import PACK, SPLITS, TYPES, PairSizes, PairWriter, ShapePairs, Split, cell_share
+from prepare.shape_pairs import PACK, SPLITS, TYPES, PairSizes, PairWriter, ShapePairs, cell_share
 
 MARKER = "generator.json"
 PACKED = "packed"
@@ -161,12 +161,12 @@ def shape_id(number: int) -> str:
     return str(100_000 + number)
 
 
-def shape_splits(settings: ChairSettings) -> dict[Split, list[int]]:
+def shape_splits(settings: ChairSettings) -> dict[str, list[int]]:
     """Numbers of the shapes of each split, no shape in two."""
     order = np.random.default_rng([settings.seed, 21]).permutation(settings.shapes)
     ends = np.round(np.cumsum([SHARES[split] for split in SPLITS]) * settings.shapes).astype(int)
     starts = (0, *ends[:-1])
-    found: dict[Split, list[int]] = {}
+    found: dict[str, list[int]] = {}
     for split, start, end in zip(
         ("train", "val", "test"), starts, (*ends[:-1], settings.shapes), strict=True
     ):
@@ -445,7 +445,7 @@ def _surface_points(
     rng = np.random.default_rng([settings.seed, number, 13])
     share = max(1, 3 * settings.points // len(views))
     points, weights = [], []
-    for view, grey in zip(views, raw, strict=True):
+    for grey in raw:
         here = grey.surface
         chosen = rng.integers(len(here.points), size=share)
         # A pixel covers depth^2 / cosine of surface.

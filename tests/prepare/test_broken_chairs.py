@@ -1,4 +1,4 @@
-"""Reading BrokenChairs' folders: our own come back as packed, released ones are put right, bad ones are named, pickles run nothing."""
+"""BrokenChairs' folders: ours come back as packed, released ones are put right, bad ones named, pickles run nothing."""
 
 from __future__ import annotations
 
