@@ -274,28 +274,20 @@ def _natural(text: str) -> tuple[int, str]:
 
 def _view_stems(folder: Path) -> tuple[Path, ...]:
     """Views with a picture, a camera and a record; of azimuths that are the same turn (0 and 360) the first."""
-    found: dict[tuple[Any, ...], Path] = {}
+    found: dict[tuple[float, float, float, str], Path] = {}
     for picture in sorted(folder.glob("*.png")):
         stem = picture.with_name(picture.name[: -len(".png")])
         if not _beside(stem, ".json").is_file() or _record_path(stem) is None:
             continue
         numbers = _numbers(stem.name)
-        if len(numbers) >= 3:
-            distance, azimuth, elevation = numbers[-3:]
-            key: tuple[Any, ...] = (elevation, azimuth % 360.0, distance)
-        else:
-            key = (math.inf, math.inf, stem.name)
-        if key not in found or (len(numbers) >= 3 and numbers[-2] < 360.0):
+        if len(numbers) < 3:
+            found[math.inf, math.inf, math.inf, stem.name] = stem
+            continue
+        distance, azimuth, elevation = numbers[-3:]
+        key = (elevation, azimuth % 360.0, distance, "")
+        if key not in found or azimuth < 360.0:
             found[key] = stem
-    return (
-        tuple(found[key] for key in sorted(found, key=str) if key)
-        if not _sortable(found)
-        else tuple(found[key] for key in sorted(found))
-    )
-
-
-def _sortable(found: dict[tuple[Any, ...], Path]) -> bool:
-    return len({type(key[2]) for key in found}) <= 1
+    return tuple(found[key] for key in sorted(found))
 
 
 def _numbers(name: str) -> list[float]:
