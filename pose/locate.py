@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping
@@ -35,6 +36,12 @@ OTHER_DEG = 5.0  # cameras further apart than this are different answers
 # A different camera whose cost is within this factor of the best's explains the photo as well.
 AMBIGUOUS = 1.15
 OUTLINE_ALIKE = 3.0  # likewise where outlines alone were compared and inner edges decide
+TIED, MOST_TIED = (
+    1.1,
+    8,
+)  # likewise; so many are followed where a part looks nearly the same from several sides
+ACROSS = 0.05  # cosine of axes at right angles
+MOST_TURNED = 23  # sides tried by what is known of the part's symmetry
 LEAST_COST = 1e-5  # mean robust loss a pixel below which differences mean nothing
 UNSETTLED_COST = 2e-4  # likewise before a camera has settled
 CERTAIN = 0.99  # belief that the worst good photo held out gets by each measure (`calibrate_belief`)
@@ -262,14 +269,32 @@ class _Search:
         finalists = sorted(finalists, key=_cost)
         if self.inner is not None and len(finalists) > 1:
             finalists = self._by_inner_edges(finalists)
-        alike = [
+        alike = self._alike(finalists)
+        if alike and self.inner is None:
+            cameras = _turned([finalists[0], *alike], self.reference.volume.centre)
+            turned = [self.refine(camera, 1, 0, finalists[0].exposure) for camera in cameras]
+            if turned:
+                turned = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(turned, 1.4, 3)]
+            finalists = _distinct(sorted([finalists[0], *alike, *turned], key=_cost), 2 * MOST_TIED)
+            alike = self._alike(finalists)[:MOST_TIED]
+        best, *rivals = [
+            self.refine(r.camera, 3, 0, r.exposure, last_round=True) for r in (finalists[0], *alike)
+        ]
+        if self.inner is not None:  # the edges have decided, finer outlines say no more
+            return _Outcome(best, agreed, rivals)
+        # What sets a nearly symmetric part's sides apart may be too small for the sizes before the last.
+        best, *rivals = sorted((best, *rivals), key=_cost)
+        alike = [r for r in rivals if r.cost < AMBIGUOUS * best.cost + LEAST_COST]
+        return _Outcome(best, agreed, alike)
+
+    def _alike(self, finalists: list[Refined]) -> list[Refined]:
+        """Of `finalists`, best first, those on other sides than the first that explain the photo as well."""
+        return [
             r
             for r in finalists[1:]
             if r.cost < AMBIGUOUS * finalists[0].cost + LEAST_COST
             and turn_deg(r.camera.world_to_cam, finalists[0].camera.world_to_cam) >= OTHER_DEG
         ]
-        best = self.refine(finalists[0].camera, 3, 0, finalists[0].exposure, last_round=True)
-        return _Outcome(best, agreed, alike)
 
     def _by_inner_edges(self, finalists: list[Refined]) -> list[Refined]:
         """Of `finalists`, best outline first: the one whose edges the photo shows best, then those that it shows as well."""
@@ -452,9 +477,52 @@ def _cost(result: Refined) -> float:
 
 
 def _leading(results: list[Refined], factor: float, most: int) -> list[Refined]:
-    """At most `most` different cameras whose cost is within `factor` of the least, best first."""
+    """The `most` different cameras whose cost is within `factor` of the least, best first; more where they tie."""
     ordered = sorted(results, key=_cost)
-    return _distinct([r for r in ordered if r.cost <= factor * ordered[0].cost + UNSETTLED_COST], most)
+    different = _distinct(
+        [r for r in ordered if r.cost <= factor * ordered[0].cost + UNSETTLED_COST], MOST_TIED
+    )
+    return [r for i, r in enumerate(different) if i < most or r.cost <= TIED * ordered[0].cost + LEAST_COST]
+
+
+def _turned(alike: list[Refined], centre: Float[Tensor, "xyz=3"]) -> list[Camera]:
+    """Further cameras from which the part should look the same, by what takes those of `alike` to one another.
+
+    A part that looks the same from cameras A and B is, to the eye, turned into itself by A^-1 B: so it looks the same
+    from C A^-1 B too. Where two of these turns have axes at right angles (or one and an axis of the world, along which CAD
+    files draw), the 24 turns of a box about the part's `centre` are tried too. Rough cameras seldom hold all sides of such
+    a part.
+    """
+    poses = [r.camera.world_to_cam.double() for r in alike]
+    turns = [torch.linalg.inv(first) @ second for first, second in itertools.permutations(poses, 2)]
+    axes = [_axis(turn[:3, :3]) for turn in turns]
+    across = [(a, b) for a, b in itertools.combinations(axes, 2) if abs(float(a @ b)) < ACROSS]
+    world = torch.eye(3, dtype=torch.float64)
+    across += [(a, b) for a, b in itertools.product(axes, world) if abs(float(a @ b)) < ACROSS]
+    if across:
+        first = across[0][0]
+        third = torch.nn.functional.normalize(torch.linalg.cross(first, across[0][1]), dim=0)
+        frame = torch.stack([first, torch.linalg.cross(third, first), third])
+        for order in itertools.permutations(range(3)):
+            for signs in itertools.product((1.0, -1.0), repeat=3):
+                box = torch.zeros(3, 3, dtype=torch.float64)
+                box[range(3), order] = torch.tensor(signs, dtype=torch.float64)
+                if float(torch.linalg.det(box)) > 0:
+                    turn = torch.eye(4, dtype=torch.float64)
+                    turn[:3, :3] = frame.T @ box @ frame
+                    turn[:3, 3] = centre.double() - turn[:3, :3] @ centre.double()
+                    turns.append(turn)
+    found: list[Camera] = []
+    for pose in (third @ turn for third in poses for turn in turns):
+        known = [*(r.camera.world_to_cam for r in alike), *(camera.world_to_cam for camera in found)]
+        if all(turn_deg(pose, other.double()) >= OTHER_DEG for other in known):
+            found.append(alike[0].camera.moved(pose.to(alike[0].camera.world_to_cam.dtype)))
+    return found[:MOST_TURNED]
+
+
+def _axis(turn: Float[Tensor, "3 3"]) -> Float[Tensor, "xyz=3"]:
+    """The unit axis of a rotation matrix: its eigenvector of eigenvalue one."""
+    return torch.linalg.svd(turn - torch.eye(3, dtype=turn.dtype)).Vh[2]
 
 
 def _logistic(x: float) -> float:

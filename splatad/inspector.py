@@ -19,6 +19,7 @@ from detect.verdict import Verdict, decide, no_part_verdict
 from pose.inner_edges import photo_edges
 from pose.locate import BeliefLimits, LocateConfig, Located, locate
 from pose.residual import Exposure
+from prepare.camera import Camera
 from prepare.scene import ViewImage, load_query_image
 from recon.appearance import flattened
 from recon.rasterize import RasterOptions, Render, rasterize
@@ -183,28 +184,24 @@ class Inspector:
             inner=inner,
         )
 
-    def judge(
-        self,
-        name: str,
-        image: ViewImage,
-        located: Located | None,
-        seconds: Mapping[str, float] | None = None,
-        lens: QueryLens | None = None,
-    ) -> Inspection:
-        """The inspection of an image whose camera was found: comparison, verdict, defects."""
+    def _other_sides(self, located: Located) -> list[Located]:
+        """The same with each of the other cameras from which the part looks the same."""
+        cameras = (located.camera, *located.alternatives)
+        return [
+            replace(
+                located,
+                camera=camera,
+                alternatives=tuple(other for other in cameras if other is not camera),
+                nearest_view_deg=self.loaded.reference.nearest_view_deg(camera),
+            )
+            for camera in located.alternatives
+        ]
+
+    def _look(self, image: ViewImage, photo: Float[Tensor, "height width rgb=3"], located: Located) -> _Look:
+        """`photo`, which is `image` over the reference's background, against the render at `located`."""
         loaded = self.loaded
         reference = loaded.reference
-        device = reference.gaussians.device
-        background = reference.background
-        photo = over_background(image, background)
-        times = dict(seconds or {})
-        if located is None:
-            verdict = no_part_verdict(loaded.calibration.belief.least_part_share)
-            return Inspection(
-                name, verdict, photo, image.alpha, None, None, None, (), times, lens, image.uncut
-            )
-        times |= located.seconds
-        started = time.perf_counter()
+        background, device = reference.background, reference.gaussians.device
         camera = located.camera.moved(located.camera.world_to_cam.to(device))
         options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
         with torch.no_grad():
@@ -219,20 +216,69 @@ class Inspector:
                 notes = (light.words,)
             anomaly = loaded.detector.anomaly_map(compared.to(device), image.alpha.to(device), render, camera)
         difficulty = loaded.calibration.difficulty.at(located.nearest_view_deg)
-        anomaly = replace(anomaly, score=anomaly.score / difficulty)
+        return _Look(
+            located,
+            camera,
+            render,
+            replace(anomaly, score=anomaly.score / difficulty),
+            compared,
+            exposure,
+            notes,
+        )
+
+    def judge(
+        self,
+        name: str,
+        image: ViewImage,
+        located: Located | None,
+        seconds: Mapping[str, float] | None = None,
+        lens: QueryLens | None = None,
+    ) -> Inspection:
+        """The inspection of an image whose camera was found: comparison, verdict, defects."""
+        loaded = self.loaded
+        reference = loaded.reference
+        background = reference.background
+        photo = over_background(image, background)
+        times = dict(seconds or {})
+        if located is None:
+            verdict = no_part_verdict(loaded.calibration.belief.least_part_share)
+            return Inspection(
+                name, verdict, photo, image.alpha, None, None, None, (), times, lens, image.uncut
+            )
+        times |= located.seconds
+        started = time.perf_counter()
+        look = min(
+            (self._look(image, photo, one) for one in (located, *self._other_sides(located))),
+            key=lambda look: look.anomaly.score,
+        )
+        located, render, anomaly, compared = look.located, look.render, look.anomaly, look.compared
+        difficulty = loaded.calibration.difficulty.at(located.nearest_view_deg)
         part_px = int(((render.alpha.cpu() > 0.5) | (image.alpha > 0.5)).sum())
         verdict = decide(located, anomaly, part_px, loaded.calibration)
-        verdict = replace(verdict, reasons=(*verdict.reasons, *notes))
+        verdict = replace(verdict, reasons=(*verdict.reasons, *look.notes))
         defects: tuple[Defect, ...] = ()
         if verdict.name == "NG":
             threshold = min(loaded.calibration.threshold, anomaly.score) * difficulty
             defects = find_defects(
-                anomaly, threshold, compared, image.alpha, render, reference, camera, exposure
+                anomaly, threshold, compared, image.alpha, render, reference, look.camera, look.exposure
             )
         times["compare"] = time.perf_counter() - started
         return Inspection(
             name, verdict, photo, image.alpha, located, render, anomaly, defects, times, lens, image.uncut
         )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A photo held against the reference at one camera."""
+
+    located: Located
+    camera: Camera  # the same, on the reference's device
+    render: Render
+    anomaly: AnomalyMap  # its score divided by how hard the camera's side is
+    compared: Float[Tensor, "height width rgb=3"]  # the photo in the reference's light
+    exposure: Exposure  # left in it
+    notes: tuple[str, ...]  # for the verdict
 
 
 def over_background(
