@@ -271,7 +271,7 @@ class _Search:
             finalists = self._by_inner_edges(finalists)
         alike = self._alike(finalists)
         if alike and self.inner is None:
-            cameras = _turned([finalists[0], *alike], self.reference.volume.centre)
+            cameras = _turned([r.camera for r in (finalists[0], *alike)], self.reference.volume.centre)
             turned = [self.refine(camera, 1, 0, finalists[0].exposure) for camera in cameras]
             if turned:
                 turned = [self.refine(r.camera, 2, 0, r.exposure) for r in _leading(turned, 1.4, 3)]
@@ -485,7 +485,7 @@ def _leading(results: list[Refined], factor: float, most: int) -> list[Refined]:
     return [r for i, r in enumerate(different) if i < most or r.cost <= TIED * ordered[0].cost + LEAST_COST]
 
 
-def _turned(alike: list[Refined], centre: Float[Tensor, "xyz=3"]) -> list[Camera]:
+def _turned(alike: list[Camera], centre: Float[Tensor, "xyz=3"]) -> list[Camera]:
     """Further cameras from which the part should look the same, by what takes those of `alike` to one another.
 
     A part that looks the same from cameras A and B is, to the eye, turned into itself by A^-1 B: so it looks the same
@@ -493,7 +493,7 @@ def _turned(alike: list[Refined], centre: Float[Tensor, "xyz=3"]) -> list[Camera
     files draw), the 24 turns of a box about the part's `centre` are tried too. Rough cameras seldom hold all sides of such
     a part.
     """
-    poses = [r.camera.world_to_cam.double() for r in alike]
+    poses = [camera.world_to_cam.double() for camera in alike]
     turns = [torch.linalg.inv(first) @ second for first, second in itertools.permutations(poses, 2)]
     axes = [_axis(turn[:3, :3]) for turn in turns]
     across = [(a, b) for a, b in itertools.combinations(axes, 2) if abs(float(a @ b)) < ACROSS]
@@ -514,9 +514,9 @@ def _turned(alike: list[Refined], centre: Float[Tensor, "xyz=3"]) -> list[Camera
                     turns.append(turn)
     found: list[Camera] = []
     for pose in (third @ turn for third in poses for turn in turns):
-        known = [*(r.camera.world_to_cam for r in alike), *(camera.world_to_cam for camera in found)]
-        if all(turn_deg(pose, other.double()) >= OTHER_DEG for other in known):
-            found.append(alike[0].camera.moved(pose.to(alike[0].camera.world_to_cam.dtype)))
+        known = (camera.world_to_cam.double() for camera in (*alike, *found))
+        if all(turn_deg(pose, other) >= OTHER_DEG for other in known):
+            found.append(alike[0].moved(pose.to(alike[0].world_to_cam.dtype)))
     return found[:MOST_TURNED]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detect.metrics import rotation_error_deg
-from pose.locate import BeliefLimits, LocateConfig, _Judge, locate
+from pose.locate import BeliefLimits, LocateConfig, _Judge, _turned, locate
 from recon.gaussians import Gaussians
 from recon.kernel.library import kernel_info, set_threads
 from recon.rasterize import rasterize
@@ -159,6 +159,24 @@ def test_a_part_that_looks_the_same_from_two_sides_says_so(toy):
         assert min(float(rotation_error_deg(end.world_to_cam, side)) for end in ends) < 0.5
     assert result.believed
     assert "looks the same from 2 sides" in result.ambiguity
+
+
+def test_further_sides_of_a_box_like_part_follow_from_two_turns_at_right_angles(toy):
+    centre = torch.tensor([0.1, -0.2, 0.05])
+    about = torch.eye(4)
+    about[:3, 3] = centre
+    flips = [torch.diag(torch.tensor(d)) for d in ([1.0, 1, 1, 1], [-1.0, -1, 1, 1], [1.0, -1, -1, 1])]
+    camera = toy.cameras(1, seed=5)[0]
+    alike = [camera.moved(camera.world_to_cam @ about @ f @ about.inverse()) for f in flips]
+    sides = _turned(alike, centre)
+    assert len(sides) == 21  # of the 24 turns of a box all that are not known
+    seen = [*alike, *sides]
+    for side in seen:
+        turn = (about.inverse() @ camera.world_to_cam.inverse() @ side.world_to_cam @ about).round(decimals=4)
+        assert torch.equal(turn.abs().sum(dim=0), torch.ones(4))  # axes to axes, and about the part's centre
+    for i, one in enumerate(seen):
+        for other in seen[:i]:
+            assert float(rotation_error_deg(one.world_to_cam, other.world_to_cam)) > 80
 
 
 def same(a, b):

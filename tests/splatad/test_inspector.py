@@ -115,6 +115,22 @@ def test_another_part_is_cannot_tell_and_keeps_its_numbers(inspections):
     assert inspection.defects == ()
 
 
+def test_of_sides_that_look_the_same_the_one_that_the_photo_differs_least_from_is_judged(
+    toy, folder, inspections
+):
+    inspector = Inspector(toy.loaded)
+    image = inspector.read(folder / "good_1.png")
+    right = inspections["good_1.png"].located
+    wrong = toy.cameras(6, seed=51)[2]
+    mistaken = replace(right, camera=wrong, alternatives=(right.camera,))
+    inspection = inspector.judge("good_1.png", image, mistaken)
+    assert torch.equal(inspection.located.camera.world_to_cam, right.camera.world_to_cam)
+    assert inspection.score == inspections["good_1.png"].score
+    assert [torch.equal(c.world_to_cam, wrong.world_to_cam) for c in inspection.located.alternatives] == [
+        True
+    ]
+
+
 def test_a_photos_result_is_the_same_alone_and_in_a_folder_in_any_order(toy, folder, inspections):
     alone = Inspector.open(toy.folder)
     names = ["painted_3.png", "good_1.png"]
