@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from prepare.atomic_write import write_json, write_text, write_with
 from prepare.errors import InputError, UsageError
@@ -26,8 +26,6 @@ TYPES = ("none", "position", "rotation", "broken", "swapped", "missing")
 SPLITS = ("train", "val", "test")
 CELL_PX = 8
 _SIZES = "sizes.json"
-
-Split = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,39 @@ class ShapePairs:
             found[list(self.splits[split])] = number
         return found
 
-    def queries_of(self, split: Split) -> np.ndarray:
-        """Indices of the photos of a split's shapes, ascending."""
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The array of that file name: `pairs["query_box"]`."""
+        array = getattr(self, name)
+        assert isinstance(array, np.ndarray), f"{self.folder}: no {name}"
+        return array
+
+    @property
+    def view_count(self) -> int:
+        """Views of each shape."""
+        return self.sizes.views
+
+    @property
+    def px(self) -> int:
+        """Width and height of every picture."""
+        return self.sizes.px
+
+    @property
+    def columns(self) -> int:
+        """Cells along a picture's side."""
+        return self.sizes.cells
+
+    @property
+    def has_aided(self) -> bool:
+        """Whether there is a render of the unmodified shape at about each photo's camera."""
+        return self.sizes.aided
+
+    def queries_of(self, split: str) -> Int[np.ndarray, " photos"]:
+        """Indices of the photos of a split's shapes, ascending.
+
+        Raises: InputError where there is no such split.
+        """
+        if split not in SPLITS:
+            raise InputError(f"{self.folder}: no split {split}; there are {', '.join(SPLITS)}")
         return np.flatnonzero(self._split_of_shape[self.query_shape] == SPLITS.index(split))
 
     def change_mask(self, query: int | np.integer) -> Bool[np.ndarray, "px px"]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detect.cmt.alignment import Pairs, join_pairs
 from detect.cmt.encoder import CELL_PX
-from detect.cmt.pairs import Pack
+from prepare.shape_pairs import ShapePairs
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class GroupStream:
     A defective photo and its twin of the unmodified shape stand together.
     """
 
-    def __init__(self, pack: Pack, split: str, photos: int, views: int, seed: int) -> None:
+    def __init__(self, pack: ShapePairs, split: str, photos: int, views: int, seed: int) -> None:
         self.pack, self.photos, self.seed = pack, photos, seed
-        self.views = min(views, pack.views)
+        self.views = min(views, pack.view_count)
         queries = pack.queries_of(split)
         shapes = np.asarray(pack["query_shape"])[queries]
         self.by_shape = {int(shape): queries[shapes == shape] for shape in np.unique(shapes)}
@@ -89,7 +89,7 @@ class GroupStream:
                 self._epoch = (epoch, self._shuffled(epoch))
             shape, photos = self._epoch[1][place]
             rng = np.random.default_rng((self.seed, 1, number))
-            views = rng.choice(self.pack.views, self.views, replace=False)
+            views = rng.choice(self.pack.view_count, self.views, replace=False)
             out.append(Group(shape, photos, tuple(map(int, views)), number))
         return out
 
@@ -112,7 +112,7 @@ class GroupStream:
         return [groups[i] for i in rng.permutation(len(groups))]
 
 
-def load_batch(pack: Pack, groups: Sequence[Group], drawing: Drawing, seed: int) -> Batch:
+def load_batch(pack: ShapePairs, groups: Sequence[Group], drawing: Drawing, seed: int) -> Batch:
     """The pictures and labels of `groups`; every group has as many views as the others."""
     parts = [_load(pack, group, drawing, np.random.default_rng((seed, 2, group.number))) for group in groups]
     views = sum(len(part.views) for part in parts)  # ordinary ones
@@ -168,7 +168,7 @@ class _Part:
     pairs: Pairs
 
 
-def _load(pack: Pack, group: Group, drawing: Drawing, rng: np.random.Generator) -> _Part:
+def _load(pack: ShapePairs, group: Group, drawing: Drawing, rng: np.random.Generator) -> _Part:
     shape, photos, views = group.shape, list(group.photos), list(group.views)
     columns, cells = pack.columns, pack.columns**2
     flip = drawing.flip and bool(rng.integers(2))
@@ -239,7 +239,7 @@ def _grey(pictures: np.ndarray) -> Float[Tensor, "views rgb=3 px px"]:
 
 
 def _view_pairs(
-    pack: Pack, group: Group, drawing: Drawing, view_share: np.ndarray, rng: np.random.Generator
+    pack: ShapePairs, group: Group, drawing: Drawing, view_share: np.ndarray, rng: np.random.Generator
 ) -> list[tuple[int, int, np.ndarray, np.ndarray]]:
     """Cells of two views that show the same surface point: (view, other view, cells, other cells)."""
     out: list[tuple[int, int, np.ndarray, np.ndarray]] = []
@@ -261,7 +261,7 @@ def _view_pairs(
 
 
 def _photo_pairs(
-    pack: Pack,
+    pack: ShapePairs,
     group: Group,
     photo: int,
     place: int,
@@ -319,7 +319,7 @@ def _project(
     return place[:, 1] * columns + place[:, 0], depth, inside
 
 
-def _cells_of(pxy: np.ndarray, pack: Pack) -> np.ndarray:
+def _cells_of(pxy: np.ndarray, pack: ShapePairs) -> np.ndarray:
     """Cells of pixels (row, column)."""
     rows, columns = np.moveaxis(np.clip(pxy.astype(np.int64), 0, pack.px - 1) // CELL_PX, -1, 0)
     return rows * pack.columns + columns

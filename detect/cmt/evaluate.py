@@ -18,10 +18,10 @@ from detect.cmt.batches import Drawing, Group, load_batch
 from detect.cmt.correspondence import nearest_direction
 from detect.cmt.losses import CHANGED_SHARE, iou
 from detect.cmt.model import CMT
-from detect.cmt.pairs import Pack
 from detect.cmt.parallel import rank, sum_over_processes, world
 from detect.metrics import auroc, average_precision
 from prepare.errors import InputError
+from prepare.shape_pairs import ShapePairs
 
 IOU_HIT = 0.5
 
@@ -153,7 +153,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     network: CMT,
-    pack: Pack,
+    pack: ShapePairs,
     config: EvaluateConfig,
     device: torch.device | None = None,
     on_photo: Callable[[int, int], None] | None = None,
@@ -174,8 +174,8 @@ def evaluate(
         raise InputError(f"{pack.folder}: split {config.split} has no photos; choose another")
     if 0 < config.most < len(photos):
         photos = photos[np.linspace(0, len(photos) - 1, config.most).round().astype(np.int64)]
-    number = min(config.views or pack.views, pack.views)
-    views = tuple(np.linspace(0, pack.views, number, endpoint=False).astype(int).tolist())
+    number = min(config.views or pack.view_count, pack.view_count)
+    views = tuple(np.linspace(0, pack.view_count, number, endpoint=False).astype(int).tolist())
     network.eval()
     cells = pack.columns**2
     n = len(photos)
@@ -255,7 +255,7 @@ def evaluate(
 
 
 def _viewpoints(
-    pack: Pack,
+    pack: ShapePairs,
     photos: np.ndarray,
     shapes: np.ndarray,
     views: tuple[int, ...],

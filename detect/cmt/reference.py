@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from detect.cmt.encoder import CELL_PX
-from detect.cmt.pairs import Pack
 from prepare.atomic_write import write_with
 from prepare.camera import Camera, look_at
 from prepare.errors import InputError
 from prepare.mesh import Mesh
 from prepare.mesh_render import MeshPainter, RendererName, surface_finder
+from prepare.shape_pairs import ShapePairs
 from recon.gaussians import Gaussians
 from recon.rasterize import RasterOptions, rasterize
 
@@ -184,12 +184,12 @@ def views_of_mesh(
     return _stacked(pictures, shares, points, cameras, "reference of a mesh")
 
 
-def views_of_pack(pack: Pack, shape: int, views: Sequence[int] | None = None) -> ReferenceViews:
+def views_of_pack(pack: ShapePairs, shape: int, views: Sequence[int] | None = None) -> ReferenceViews:
     """The views of a shape in a pack.
 
     Raises: InputError as `check_views`.
     """
-    which = list(range(pack.views)) if views is None else list(views)
+    which = list(range(pack.view_count)) if views is None else list(views)
     pictures = torch.from_numpy(np.array(pack["views"][shape][which]))
     if pictures.dim() == 3:
         pictures = pictures[..., None].expand(-1, -1, -1, 3)

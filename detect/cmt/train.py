@@ -45,7 +45,6 @@ from detect.cmt.model import (
     config_as_json,
     preset,
 )
-from detect.cmt.pairs import Pack
 from detect.cmt.parallel import (
     mean_of_buffers,
     process_group,
@@ -57,6 +56,7 @@ from detect.cmt.parallel import (
 )
 from prepare.atomic_write import write_json, write_with
 from prepare.errors import InputError, UsageError
+from prepare.shape_pairs import ShapePairs
 
 STATE = "state.safetensors"  # to resume from; step, history and configuration are in its header, as JSON
 NETWORK = "cmt.safetensors"  # the one chosen
@@ -178,7 +178,7 @@ def paper_config(photos: int = 32, steps: int = 86_000) -> TrainConfig:
 
 
 def train(
-    pack: Pack,
+    pack: ShapePairs,
     out: Path,
     config: TrainConfig,
     device: torch.device | None = None,
@@ -205,7 +205,7 @@ def train(
 class _Run:
     """The state of a run between steps."""
 
-    def __init__(self, pack: Pack, out: Path, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, pack: ShapePairs, out: Path, config: TrainConfig, device: torch.device) -> None:
         self.pack, self.out, self.config, self.device = pack, out, config, device
         torch.manual_seed(config.seed)
         network = CMT(config.model)

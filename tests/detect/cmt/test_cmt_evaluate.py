@@ -9,9 +9,9 @@ import torch
 
 from detect.cmt.evaluate import EvaluateConfig, Evaluation, evaluate
 from detect.cmt.model import CMT, ModelConfig
-from detect.cmt.pairs import open_pack
 from detect.cmt.published import PUBLISHED
 from prepare.errors import InputError
+from prepare.shape_pairs import ShapePairs
 
 TINY = ModelConfig(
     px=64, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), width=16, match_hidden=(16,), match_width=16, inner=32, blocks=1,
@@ -47,7 +47,7 @@ def test_figures_by_hand() -> None:
 
 
 def test_every_photo_of_the_split_counts_and_the_answer_repeats(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     torch.manual_seed(0)
     network = CMT(TINY)
     one = evaluate(network, pack, EvaluateConfig(split="train", aided=True))
@@ -60,7 +60,7 @@ def test_every_photo_of_the_split_counts_and_the_answer_repeats(pack_folder: Pat
 
 
 def test_viewpoints_are_counted_for_good_photos_alone(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     torch.manual_seed(0)
     found = evaluate(CMT(TINY), pack, EvaluateConfig(split="train"))
     assert np.array_equal(np.isfinite(found.view_right), found.label == 0)
@@ -70,7 +70,7 @@ def test_viewpoints_are_counted_for_good_photos_alone(pack_folder: Path) -> None
 
 
 def test_what_cannot_be_evaluated_is_named(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     network = CMT(TINY)
     with pytest.raises(InputError, match="no split extra"):
         evaluate(network, pack, EvaluateConfig(split="extra"))

@@ -21,10 +21,10 @@ from detect.cmt.model import (
     white_share,
     without_reference,
 )
-from detect.cmt.pairs import open_pack
 from detect.cmt.pose_aid import match_in_place
 from detect.cmt.positions import SurfacePositions, cell_places, fourier
 from prepare.errors import InputError, UsageError
+from prepare.shape_pairs import ShapePairs
 
 TINY = ModelConfig(
     px=64, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), width=16, match_hidden=(16,), match_width=16, inner=32, blocks=2,
@@ -47,7 +47,7 @@ def _batch(
     views: tuple[int, ...] = (0, 1, 2, 3),
     photos: tuple[int, ...] = (0, 1, 2),
 ) -> Batch:
-    return load_batch(open_pack(folder), [Group(0, photos, views, 0)], Drawing(aided=aided), 0)
+    return load_batch(ShapePairs.open(folder), [Group(0, photos, views, 0)], Drawing(aided=aided), 0)
 
 
 def _run(network: CMT, batch: Batch) -> Output:
@@ -309,7 +309,7 @@ def test_matching_in_place_finds_a_shift_of_one_cell() -> None:
 
 
 def test_batch_of_several_shapes_gives_each_photo_its_own_views(pack_folder: Path) -> None:
-    made = open_pack(pack_folder)
+    made = ShapePairs.open(pack_folder)
     photos = [tuple(np.flatnonzero(made["query_shape"] == shape)[:2].tolist()) for shape in (0, 1)]
     groups = [Group(shape, photos[shape], (0, 2), shape) for shape in (0, 1)]
     batch = load_batch(made, groups, Drawing(aided=True), 0)

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from detect.cmt.checkpoint import load_network, save_network
 from detect.cmt.model import CMT, ModelConfig
-from detect.cmt.pairs import open_pack
 from detect.cmt.predict import Predictor, frame_photo
 from detect.cmt.reference import (
     ReferenceViews,
@@ -25,6 +24,7 @@ from detect.cmt.reference import (
 )
 from prepare.camera import Camera
 from prepare.errors import InputError
+from prepare.shape_pairs import ShapePairs
 from recon.gaussians import Gaussians
 
 TINY = ModelConfig(
@@ -39,11 +39,11 @@ def _network(config: ModelConfig = TINY) -> CMT:
 
 
 def _photo(folder: Path, number: int) -> torch.Tensor:
-    return torch.from_numpy(np.array(open_pack(folder)["queries"][number])).float() / 255
+    return torch.from_numpy(np.array(ShapePairs.open(folder)["queries"][number])).float() / 255
 
 
 def test_cached_is_uncached_and_companions_do_not_matter(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     predictor = Predictor(_network())
     reference = predictor.encode(views_of_pack(pack, 0))
     photos = [frame_photo(_photo(pack_folder, number), None, 64) for number in (0, 1)]
@@ -62,7 +62,7 @@ def test_cached_is_uncached_and_companions_do_not_matter(pack_folder: Path) -> N
 
 
 def test_a_prediction_holds_what_it_says(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     predictor = Predictor(_network(), threshold=0.0)
     reference = predictor.encode(views_of_pack(pack, 0))
     wide = torch.ones(64, 96, 3)
@@ -84,7 +84,7 @@ def test_a_prediction_holds_what_it_says(pack_folder: Path) -> None:
 
 
 def test_an_aiding_view_is_used(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     predictor = Predictor(_network())
     views = views_of_pack(pack, 0)
     reference = predictor.encode(views)
@@ -128,7 +128,7 @@ def test_a_white_part_is_seen_where_its_mask_is_given() -> None:
 
 def test_points_off_by_half_a_cell_are_refused(pack_folder: Path) -> None:
     """The released records count cells by rounding: every point lies half a cell up and left."""
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     views = views_of_pack(pack, 0)
     assert registration_error(views) < 2
     moved = views.xyz.view(4, 8, 8, 3).roll((1, 1), (1, 2)).reshape(4, 64, 3)
@@ -137,7 +137,7 @@ def test_points_off_by_half_a_cell_are_refused(pack_folder: Path) -> None:
 
 
 def test_views_that_cannot_serve_are_named(pack_folder: Path) -> None:
-    views = views_of_pack(open_pack(pack_folder), 0)
+    views = views_of_pack(ShapePairs.open(pack_folder), 0)
     with pytest.raises(InputError, match="here: view 0 shows nothing"):
         check_views(replace(views, share=torch.zeros_like(views.share)), "here")
     with pytest.raises(InputError, match="here: view 0 has no surface points"):

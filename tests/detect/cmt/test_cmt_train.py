@@ -23,9 +23,9 @@ from detect.cmt.alignment import (
 from detect.cmt.batches import Drawing, Group, GroupStream, load_batch
 from detect.cmt.losses import box_loss, class_loss, generalised_iou, iou, patch_loss
 from detect.cmt.model import CMT, ModelConfig, without_reference
-from detect.cmt.pairs import open_pack
 from detect.cmt.train import NETWORK, STATE, Progress, TrainConfig, paper_config, train
 from prepare.errors import InputError, UsageError
+from prepare.shape_pairs import ShapePairs
 
 TINY = ModelConfig(
     px=64, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), width=16, match_hidden=(16,), match_width=16, inner=32, blocks=1,
@@ -121,7 +121,7 @@ def test_farthest_points_are_spread() -> None:
 
 
 def test_an_epoch_brings_every_photo_once_and_twins_together(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     stream = GroupStream(pack, "train", 2, 2, seed=3)
     groups = stream.groups(0, stream.per_epoch)
     seen = [photo for group in groups for photo in group.photos]
@@ -136,7 +136,7 @@ def test_an_epoch_brings_every_photo_once_and_twins_together(pack_folder: Path) 
 
 
 def test_splits_are_disjoint_in_shapes(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     shapes = [set(pack["query_shape"][pack.queries_of(split)].tolist()) for split in ("train", "val", "test")]
     assert all(shapes)
     assert len(shapes[0] | shapes[1] | shapes[2]) == sum(map(len, shapes))
@@ -144,7 +144,7 @@ def test_splits_are_disjoint_in_shapes(pack_folder: Path) -> None:
 
 def test_ground_truth_pairs_show_the_same_surface_point(pack_folder: Path) -> None:
     """By the cells' own surface points, which the drawing of pairs does not use for pairs of views."""
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     drawing = Drawing(aided=True, view_pairs=4, photo_pairs=4, points=30)
     batch = load_batch(pack, [Group(0, (1, 3), (0, 1, 2, 3), 0)], drawing, 0)
     pairs, first_photo = batch.pairs, len(batch.views)
@@ -176,7 +176,7 @@ def _flipping_number(pack_folder: Path, wanted: bool) -> int:
 
 
 def test_a_flip_mirrors_photo_views_points_boxes_and_pairs_together(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     number = _flipping_number(pack_folder, True)
     drawing = Drawing(aided=True, photo_pairs=0)
     plain = load_batch(pack, [Group(0, (0, 1), (0, 1), number)], drawing, 0)
@@ -205,14 +205,14 @@ def test_a_flip_mirrors_photo_views_points_boxes_and_pairs_together(pack_folder:
 
 
 def test_evaluation_draws_nothing(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     batch = load_batch(pack, [Group(0, (0, 1), (0, 1), 5)], Drawing(aided=True), 0)
     want = torch.from_numpy(np.array(pack["queries"][[0, 1]])).permute(0, 3, 1, 2).float() / 127.5 - 1
     torch.testing.assert_close(batch.photos, want)
 
 
 def test_a_crop_never_loses_the_box(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     drawing = Drawing(crop_px=40)
     for number in range(8):
         batch = load_batch(pack, [Group(0, (0, 2), (0,), number)], drawing, 0)
@@ -223,7 +223,7 @@ def test_a_crop_never_loses_the_box(pack_folder: Path) -> None:
 
 
 def test_jitter_keeps_white_white(pack_folder: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     batch = load_batch(pack, [Group(0, (0,), (0,), 1)], Drawing(jitter=0.5), 0)
     white = torch.from_numpy(np.array(pack["queries"][0])).min(dim=-1).values == 255
     assert float(batch.photos[0][:, white].min()) == 1.0
@@ -233,7 +233,7 @@ def test_jitter_keeps_white_white(pack_folder: Path) -> None:
 
 
 def test_training_repeats_and_resumes_to_the_same_weights(pack_folder: Path, tmp_path: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     seen: list[Progress] = []
     train(pack, tmp_path / "whole", FAST, on_step=seen.append)
     train(pack, tmp_path / "parts", FAST, stop_after=1)
@@ -252,7 +252,7 @@ def test_training_repeats_and_resumes_to_the_same_weights(pack_folder: Path, tmp
 def test_training_refuses_another_configurations_run_and_another_size(
     pack_folder: Path, tmp_path: Path
 ) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     train(pack, tmp_path, replace(FAST, steps=2), stop_after=1)
     with pytest.raises(InputError, match=r"another configuration \(rate\)"):
         train(pack, tmp_path, replace(FAST, steps=2, rate=0.5))
@@ -263,7 +263,7 @@ def test_training_refuses_another_configurations_run_and_another_size(
 
 
 def test_the_baseline_and_the_papers_recipe_train(pack_folder: Path, tmp_path: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     start = without_reference(TINY)
     moved = train(pack, tmp_path / "alone", replace(FAST, model=start, steps=2)).network
     torch.manual_seed(0)
@@ -287,7 +287,7 @@ def test_the_baseline_and_the_papers_recipe_train(pack_folder: Path, tmp_path: P
 
 
 def test_training_learns_to_tell_defects_on_its_own_photos(pack_folder: Path, tmp_path: Path) -> None:
-    pack = open_pack(pack_folder)
+    pack = ShapePairs.open(pack_folder)
     config = replace(
         FAST, steps=25, photos=4, flip=False, jitter=0.0, withheld=0.0, rate=3e-3, check_every=25
     )
@@ -303,14 +303,14 @@ import sys
 from pathlib import Path
 import torch
 from detect.cmt.model import ModelConfig
-from detect.cmt.pairs import open_pack
+from prepare.shape_pairs import ShapePairs
 from detect.cmt.train import TrainConfig, train
 torch.set_num_threads(1)
 model = ModelConfig(
     px=64, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), width=16, match_hidden=(16,), match_width=16, inner=32, blocks=1,
     heads=2, head_width=16, feed_forward=32, head_hidden=16, k=4, position_width=8)
 config = TrainConfig(model=model, steps=3, groups=3, photos=3, views=2, warmup=1, check_every=3)
-train(open_pack(Path(sys.argv[1])), Path(sys.argv[2]), config)
+train(ShapePairs.open(Path(sys.argv[1])), Path(sys.argv[2]), config)
 """
 
 
