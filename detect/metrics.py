@@ -123,6 +123,18 @@ def auroc(scores: Scores, labels: Labels) -> float:
     return roc_curve(scores, labels).area
 
 
+def auroc_error(area: float, defective: int, good: int) -> float:
+    """Standard error of an area under the ROC curve from so many independent photos of each kind; 1 where one is missing.
+
+    Source: Hanley and McNeil 1982, eq. 1 with their Q1 and Q2 (exponential scores).
+    """
+    if min(defective, good) < 1:
+        return 1.0
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (defective - 1) * (q1 - area**2) + (good - 1) * (q2 - area**2)
+    return math.sqrt(max(0.0, variance) / (defective * good))
+
+
 def average_precision(scores: Scores, labels: Labels) -> float:
     """Area in [0, 1] under the precision-recall steps: sum of gain in recall x precision over thresholds.
 

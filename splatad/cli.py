@@ -53,6 +53,12 @@ COMMANDS = {
     "evaluate pose": CommandLine(
         "errors of the cameras that are found, by two protocols", "evaluate pose --class NAME"
     ),
+    "train cmt": CommandLine(
+        "train the network that compares a photo with a shape", "train cmt --data DATA/chairs"
+    ),
+    "evaluate cmt": CommandLine(
+        "its metrics on shapes it has not seen, beside the published ones", "evaluate cmt --data DATA/chairs"
+    ),
     "doctor": CommandLine("what is installed, what is missing, and what brings it", "doctor"),
 }
 LOG_LEVELS = ("debug", "info", "warning", "error")

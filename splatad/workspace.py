@@ -12,7 +12,7 @@ DEFAULT_NAME = "splatad-work"
 
 @dataclass(frozen=True)
 class Workspace:
-    """`ROOT/scenes/NAME` (prepared), `ROOT/references/NAME` (fitted), `ROOT/runs/...` (inspections, evaluations)."""
+    """`ROOT/scenes/NAME` (prepared), `ROOT/references/NAME` (fitted), `ROOT/networks/NAME` (trained), `ROOT/runs/...`."""
 
     root: Path
 
@@ -21,6 +21,9 @@ class Workspace:
 
     def reference(self, name: str) -> Path:
         return self.root / "references" / name
+
+    def network(self, name: str) -> Path:
+        return self.root / "networks" / name
 
     @property
     def runs(self) -> Path:

@@ -19,7 +19,7 @@ FORMAT = "splatad-cmt-1"
 
 
 def save_network(path: Path, network: CMT, about: Mapping[str, Any], half: bool = False) -> None:
-    """Write the weights, the configuration and `about` (plain values: data, recipe, figures, threshold), atomically.
+    """Write the weights, the configuration and `about` (plain values: data, recipe, figures, thresholds), atomically.
 
     With `half` in half precision, to be shipped: answers then differ in the third digit of a logit.
     """

@@ -6,9 +6,10 @@ Photos and views pass the network one by one, so that an answer does not depend 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,8 @@ class Prediction:
     """What is said of one photo."""
 
     score: float  # probability of a defect, [0, 1]
-    label: int  # 1: defective
+    threshold: float  # of the way it was asked
+    label: int  # 1: defective, the score is above the threshold
     box: (
         tuple[float, float, float, float] | None
     )  # x, y, width, height in the photo's px; None where label is 0
@@ -101,20 +103,42 @@ def frame_photo(
     return Photo(square[0].clamp(0, 1) * 2 - 1, share.flatten(), height, width, top, left, side / px)
 
 
-class Predictor:
-    """A trained network and the threshold chosen with it."""
+@dataclass(frozen=True)
+class Thresholds:
+    """Probabilities above which a photo is called defective, chosen on held-out shapes."""
 
-    def __init__(self, network: CMT, threshold: float = 0.5) -> None:
-        self.network, self.threshold = network.eval().requires_grad_(False), threshold
+    plain: float = 0.5  # without the photo's pose
+    aided: float = 0.5  # with a view from the photo's own camera
+
+
+class Predictor:
+    """A trained network and the thresholds chosen with it.
+
+    `Predictor.from_file(path)`, then `encode` a reference once and `predict` photos (`frame_photo`) against it.
+    """
+
+    def __init__(
+        self, network: CMT, thresholds: Thresholds | None = None, about: Mapping[str, Any] | None = None
+    ) -> None:
+        self.network, self.thresholds = network.eval().requires_grad_(False), thresholds or Thresholds()
+        self.about = dict(about or {})  # what the file says of its training
 
     @classmethod
     def from_file(cls, path: Path, expected: ModelConfig | None = None) -> Predictor:
-        """Raises: as `load_network`; InputError where its threshold is no probability."""
+        """The network in `path`; a way of use for which it was not trained has the threshold 0.5.
+
+        Raises: as `load_network`; InputError where a threshold is no probability.
+        """
         network, about = load_network(path, expected)
-        threshold = about.get("threshold", 0.5)
-        if not isinstance(threshold, float | int) or not 0 <= threshold <= 1:
-            raise InputError(f"{path}: threshold {threshold!r} is no probability; train it again")
-        return cls(network, float(threshold))
+        found = about.get("thresholds", {})
+        if "threshold" in about:  # of an earlier version, one for both
+            found = dict.fromkeys(("plain", "aided"), about["threshold"])
+        if not isinstance(found, dict) or not set(found) <= {"plain", "aided"}:
+            raise InputError(f"{path}: thresholds {found!r} are not those of plain and aided; train it again")
+        for threshold in found.values():
+            if not isinstance(threshold, float | int) or not 0 <= threshold <= 1:
+                raise InputError(f"{path}: threshold {threshold!r} is no probability; train it again")
+        return cls(network, Thresholds(**{name: float(value) for name, value in found.items()}), about)
 
     @property
     def device(self) -> torch.device:
@@ -177,7 +201,8 @@ class Predictor:
         out = self.network.compare(own, cells, view_of, aided)
         columns = self.network.config.columns
         score = float(out.logit.double().sigmoid())
-        label = int(score > self.threshold)
+        threshold = self.thresholds.plain if aided is None else self.thresholds.aided
+        label = int(score > threshold)
         patches = whole = None
         if out.patch is not None:
             logits = out.patch
@@ -189,6 +214,7 @@ class Predictor:
         votes = out.disagreement
         return Prediction(
             score,
+            threshold,
             label,
             _box_on_photo(out.box[0].tolist(), photo, self.network.config.px) if label else None,
             whole,

@@ -8,10 +8,11 @@ by its own part of the batch (their running statistics are averaged); on GPUs th
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ from detect.cmt.parallel import (
 )
 from prepare.atomic_write import write_json, write_with
 from prepare.errors import InputError, UsageError
-from prepare.shape_pairs import ShapePairs
+from prepare.shape_pairs import PACK, ShapePairs
 
 STATE = "state.safetensors"  # to resume from; step, history and configuration are in its header, as JSON
 NETWORK = "cmt.safetensors"  # the one chosen
@@ -162,6 +163,7 @@ class Trained:
     network: CMT  # the one chosen, in eval mode
     best: float  # its AUC on the held-out shapes
     history: list[dict[str, Any]]  # of the looks at them
+    step: int  # done; fewer than asked for where it was stopped
 
 
 def paper_config(photos: int = 32, steps: int = 86_000) -> TrainConfig:
@@ -184,29 +186,55 @@ def train(
     device: torch.device | None = None,
     on_step: Callable[[Progress], None] | None = None,
     stop_after: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    about: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Train on the shapes of split `train`, choose by those of `val`; go on where the run in `out` stopped.
 
-    `stop_after` breaks off after that step, to be resumed. Under torchrun every process calls this; the first writes.
+    `stop_after` breaks off after that step, to be resumed; so does `stop`, asked after every step, where it is true in any
+    process. `about` (plain values) is written into the network's file. Under torchrun every process calls this; the first
+    writes.
 
-    Raises: InputError where `out` holds a run of another configuration, or the pack does not fit the network.
+    Raises: InputError where `out` holds a run of another configuration or of other data, or the pack does not fit the
+    network, or has no shapes to train on.
     """
     device = device or torch.device("cpu")
     if pack.px != config.model.px:
         raise InputError(
             f"{pack.folder}: pictures of {pack.px} px, the network takes {config.model.px}; make the pack at that size"
         )
+    if len(pack.queries_of("train")) == 0:
+        raise InputError(f"{pack.folder}: no photos of shapes to train on (split train); choose another pack")
     with process_group(device):
-        run = _Run(pack, out, config, device)
-        run.go(on_step, stop_after)
-        return Trained(run.chosen(), run.best, run.history)
+        run = _Run(pack, out, config, device, about or {})
+        run.go(on_step, stop_after, stop)
+        return Trained(run.chosen(), run.best, run.history, run.step)
+
+
+def steps_done(out: Path) -> int:
+    """Steps of the run in `out` that can be gone on from; 0 where there is none."""
+    path = out / STATE
+    return int(_read_head(path)["step"]) if path.exists() else 0
+
+
+def _read_head(path: Path) -> dict[str, Any]:
+    """Step, best, history, configuration and data of a saved state. Raises: InputError where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = json.loads(file.metadata()["splatad"])
+        return {name: head[name] for name in ("step", "best", "history", "config", "data")}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); start again in another folder") from error
 
 
 class _Run:
     """The state of a run between steps."""
 
-    def __init__(self, pack: ShapePairs, out: Path, config: TrainConfig, device: torch.device) -> None:
-        self.pack, self.out, self.config, self.device = pack, out, config, device
+    def __init__(
+        self, pack: ShapePairs, out: Path, config: TrainConfig, device: torch.device, about: Mapping[str, Any]
+    ) -> None:
+        self.pack, self.out, self.config, self.device, self.about = pack, out, config, device, dict(about)
+        self.data = hashlib.sha256((pack.folder / PACK).read_bytes()).hexdigest()
         torch.manual_seed(config.seed)
         network = CMT(config.model)
         if config.imagenet:
@@ -229,10 +257,12 @@ class _Run:
         self.has_val = len(pack.splits.get("val", ())) > 0
         self._resume()
 
-    def go(self, on_step: Callable[[Progress], None] | None, stop_after: int | None) -> None:
+    def go(
+        self, on_step: Callable[[Progress], None] | None, stop_after: int | None, stop: Callable[[], bool]
+    ) -> None:
         last = self.config.steps if stop_after is None else min(stop_after, self.config.steps)
         if rank() == 0 and self.step == 0:
-            write_json(self.out / CONFIG, _plain(self.config))
+            write_json(self.out / CONFIG, {**_plain(self.config), **self.about})
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(self._load, self.step)
             while self.step < last:
@@ -250,8 +280,16 @@ class _Run:
                     seconds["check"] = time.perf_counter() - began
                 if on_step is not None and rank() == 0:
                     on_step(Progress(self.step, self.config.steps, losses, self._rate(), seconds, held_out))
-        if self.step == last and last < self.config.steps:
+                if self._anyone(stop()):
+                    break
+        if self.step < self.config.steps:
             self._save()
+
+    def _anyone(self, wish: bool) -> bool:
+        """Whether any process wishes so: all leave at the same step, or the others would wait for ever."""
+        wishes = torch.tensor([float(wish)], device=self.device)
+        sum_over_processes([wishes])
+        return bool(wishes > 0)
 
     def _load(self, step: int) -> tuple[Batch, int]:
         """This process's part of the batch of a step, and the photos of the whole batch."""
@@ -443,10 +481,10 @@ class _Run:
         """Figures on the held-out shapes; the network is kept where it is the best so far."""
         network = self.average if self.config.use_average else self.network
         figures: dict[str, float] = {}
+        thresholds: dict[str, float] = {}  # by the way of use: with the pose of the photo or without
         if self.has_val:
             modes = [False, True] if self.config.model.aided and self.pack.has_aided else [False]
             areas = []
-            threshold = 0.5
             for aided in modes:
                 result = evaluate(
                     network,
@@ -457,19 +495,21 @@ class _Run:
                 name = "aided" if aided else "plain"
                 figures |= {f"{name}_{key}": value for key, value in result.figures().items()}
                 areas.append(result.auc)
-                threshold = result.best_threshold
+                thresholds[name] = result.best_threshold
             score = sum(areas) / len(areas)
         else:
-            score, threshold = float(self.step), 0.5  # nothing held out: the last is kept
+            score = float(self.step)  # nothing held out: the last is kept
         network.train(network is self.network)
         if score > self.best:
             self.best = score
             if rank() == 0:
                 about = {
                     "step": self.step,
-                    "threshold": threshold,
+                    "thresholds": thresholds,
                     "held_out": figures,
+                    "held_out_shapes": len(self.pack.splits["val"]),
                     "train": _plain(self.config),
+                    **self.about,
                 }
                 save_network(self.out / NETWORK, network, about)
         self.history.append({"step": self.step, **figures})
@@ -494,7 +534,10 @@ class _Run:
             held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
             # One file with all of it: a crash between two would mix a step with another's weights.
             best = self.best if math.isfinite(self.best) else None
-            head = {"step": self.step, "best": best, "history": self.history, "config": _plain(self.config)}
+            head = {
+                "step": self.step, "best": best, "history": self.history, "config": _plain(self.config),
+                "data": self.data,
+            }  # fmt: skip
             write_with(
                 self.out / STATE,
                 lambda path: save_file(held, path, metadata={"splatad": json.dumps(head)}),
@@ -505,20 +548,17 @@ class _Run:
         path = self.out / STATE
         if not path.exists():
             return
-        from safetensors import safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                head = json.loads(file.metadata()["splatad"])
-            tensors = load_file(path)
-            config = head["config"]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); start again in another folder") from error
+        head, tensors = _read_head(path), load_file(path)
+        config = head["config"]
         ours = json.loads(json.dumps(_plain(self.config)))
         if config != ours:
             odd = [name for name in ours if ours[name] != config.get(name)]
             raise InputError(
                 f"{path}: a run of another configuration ({', '.join(odd)}); use the same one, or another folder"
+            )
+        if head["data"] != self.data:
+            raise InputError(
+                f"{path}: a run on other data than {self.pack.folder}; use the same, or another folder"
             )
 
         def own(prefix: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from detect.cmt.checkpoint import load_network, save_network
 from detect.cmt.model import CMT, ModelConfig
-from detect.cmt.predict import Predictor, frame_photo
+from detect.cmt.predict import Predictor, Thresholds, frame_photo
 from detect.cmt.reference import (
     ReferenceViews,
     cells_of,
@@ -63,7 +63,7 @@ def test_cached_is_uncached_and_companions_do_not_matter(pack_folder: Path) -> N
 
 def test_a_prediction_holds_what_it_says(pack_folder: Path) -> None:
     pack = ShapePairs.open(pack_folder)
-    predictor = Predictor(_network(), threshold=0.0)
+    predictor = Predictor(_network(), Thresholds(plain=0.0, aided=1.0))
     reference = predictor.encode(views_of_pack(pack, 0))
     wide = torch.ones(64, 96, 3)
     wide[:, 16:80] = _photo(pack_folder, 0)
@@ -97,8 +97,11 @@ def test_an_aiding_view_is_used(pack_folder: Path) -> None:
         world_to_cam=torch.from_numpy(np.array(pack["aided_camera"][[0]])),
     )
     photo = frame_photo(_photo(pack_folder, 0), None, 64)
+    predictor.thresholds = Thresholds(plain=1.0, aided=0.0)
     plain, aided = predictor.predict([photo, photo], reference, [None, aiding])
     assert plain.score != aided.score
+    # Each way of asking has its own threshold.
+    assert (plain.label, plain.threshold, aided.label, aided.threshold) == (0, 1.0, 1, 0.0)
     assert len(aided.view_scores) == 4
     without = Predictor(_network(replace(TINY, aided=False)))
     with pytest.raises(InputError, match="without aiding views"):
@@ -203,11 +206,14 @@ def test_ring_has_no_view_twice() -> None:
 
 def test_checkpoints_come_back_and_others_are_refused(tmp_path: Path) -> None:
     network, path = _network(), tmp_path / "cmt.safetensors"
-    save_network(path, network, {"threshold": 0.3})
+    save_network(path, network, {"thresholds": {"plain": 0.3, "aided": 0.6}})
     again, about = load_network(path, TINY)
-    assert about == {"threshold": 0.3}
+    assert about == {"thresholds": {"plain": 0.3, "aided": 0.6}}
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in network.state_dict().items())
-    assert Predictor.from_file(path).threshold == 0.3
+    assert Predictor.from_file(path).thresholds == Thresholds(0.3, 0.6)
+    save_network(tmp_path / "bad.safetensors", network, {"thresholds": {"plain": 3}})
+    with pytest.raises(InputError, match="threshold 3 is no probability"):
+        Predictor.from_file(tmp_path / "bad.safetensors")
     with pytest.raises(InputError, match=r"another network's weights \(k 4, expected 9\)"):
         load_network(path, replace(TINY, k=9))
     with pytest.raises(InputError, match="cannot be read as weights"):

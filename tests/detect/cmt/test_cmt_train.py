@@ -21,9 +21,11 @@ from detect.cmt.alignment import (
     pseudo_pairs,
 )
 from detect.cmt.batches import Drawing, Group, GroupStream, load_batch
+from detect.cmt.checkpoint import load_network
+from detect.cmt.evaluate import EvaluateConfig, evaluate
 from detect.cmt.losses import box_loss, class_loss, generalised_iou, iou, patch_loss
 from detect.cmt.model import CMT, ModelConfig, without_reference
-from detect.cmt.train import NETWORK, STATE, Progress, TrainConfig, paper_config, train
+from detect.cmt.train import NETWORK, STATE, Progress, TrainConfig, paper_config, steps_done, train
 from prepare.errors import InputError, UsageError
 from prepare.shape_pairs import ShapePairs
 
@@ -247,6 +249,34 @@ def test_training_repeats_and_resumes_to_the_same_weights(pack_folder: Path, tmp
     assert seen[0].losses.keys() == {"class", "box", "patch", "unexplained", "align"}
     assert len(result.history) == 2
     assert (tmp_path / "whole" / NETWORK).read_bytes() == (tmp_path / "parts" / NETWORK).read_bytes()
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights_and_both_thresholds_are_kept(
+    pack_folder: Path, tmp_path: Path
+) -> None:
+    pack = ShapePairs.open(pack_folder)
+    train(pack, tmp_path / "whole", FAST, about={"data": "made here"})
+    stops = iter([False, True])
+    cut = train(pack, tmp_path / "parts", FAST, stop=lambda: next(stops), about={"data": "made here"})
+    assert cut.step == steps_done(tmp_path / "parts") == 2
+    assert train(pack, tmp_path / "parts", FAST, about={"data": "made here"}).step == 4
+    whole, parts = load_file(tmp_path / "whole" / STATE), load_file(tmp_path / "parts" / STATE)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    network, about = load_network(tmp_path / "parts" / NETWORK)
+    assert about["data"] == "made here"
+    assert about["held_out_shapes"] == 1
+    for way in ("plain", "aided"):
+        again = evaluate(network, pack, EvaluateConfig(split="val", aided=way == "aided"))
+        assert about["thresholds"][way] == pytest.approx(again.best_threshold, abs=1e-6)
+
+
+def test_a_run_on_other_data_is_refused(
+    pack_folder: Path, pack_maker: Callable[..., Path], tmp_path: Path
+) -> None:
+    train(ShapePairs.open(pack_folder), tmp_path / "run", FAST, stop_after=1)
+    other = ShapePairs.open(pack_maker(tmp_path / "pack", shapes=3, photos=2, seed=5))
+    with pytest.raises(InputError, match="a run on other data"):
+        train(other, tmp_path / "run", FAST)
 
 
 def test_training_refuses_another_configurations_run_and_another_size(
