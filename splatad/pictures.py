@@ -146,6 +146,23 @@ def draw_boxes(
     return _drawn_over(rgb, draw)
 
 
+def draw_lines(
+    rgb: Float[Tensor, "height width 3"],
+    lines: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+    colours: Sequence[Colour],
+) -> Float[Tensor, "height width 3"]:
+    """The image with a line between each pair of points (x, y) px, with a white rim."""
+    line = _line_px(rgb)
+
+    def draw(canvas: ImageDraw.ImageDraw, scale: int) -> None:
+        for ends, colour in zip(lines, colours, strict=True):
+            points = [(x * scale, y * scale) for x, y in ends]
+            canvas.line(points, fill=PAPER, width=(line + 2) * scale)
+            canvas.line(points, fill=colour, width=line * scale)
+
+    return _drawn_over(rgb, draw)
+
+
 def circle_defects(
     rgb: Float[Tensor, "height width 3"],
     boxes: Sequence[Box],

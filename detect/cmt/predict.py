@@ -22,6 +22,11 @@ from detect.cmt.model import CMT, EMPTY_LOGIT, Cells, Matches, ModelConfig
 from detect.cmt.reference import ReferenceViews, check_views
 from prepare.errors import InputError
 
+_EMPTY = "photo: nothing of the part is in it (an empty mask); give its mask, or a photo on a white ground"
+_SMALL, _FILLED = (
+    0.5,
+    0.75,
+)  # of the frame's side that the part fills: brought near below the one, to the other
 _WHITE = 0.02  # a photo without alpha: how much darker than its white ground the part is
 
 
@@ -33,7 +38,8 @@ class Photo:
     share: Float[Tensor, "cells"]
     height: int  # of the original, px
     width: int  # px
-    top: int  # px of the original's scale: white above its first row
+    side: int  # of the square frame, px of the original's scale
+    top: int  # px of the original's scale: white above its first row; negative: rows cut off
     left: int
     scale: float  # original px per px
 
@@ -74,20 +80,33 @@ class Prediction:
 
 
 def frame_photo(
-    rgb: Float[Tensor, "height width rgb=3"], alpha: Float[Tensor, "height width"] | None, px: int
+    rgb: Float[Tensor, "height width rgb=3"],
+    alpha: Float[Tensor, "height width"] | None,
+    px: int,
+    near: bool = False,
 ) -> Photo:
     """`rgb` in [0, 1] on white, made square by white at its sides and resampled to `px`; the part's shape is kept.
 
-    Without alpha the part is what differs from a white ground.
+    Without alpha the part is what differs from a white ground. With `near` a part that is small in the frame (less than
+    half of it) is brought near: the photos that the network learns from are filled by theirs.
 
     Raises: InputError where nothing of the part is left.
     """
     height, width = rgb.shape[:2]
     if alpha is None:
         alpha = ((1 - rgb).amax(dim=-1) > _WHITE).to(rgb.dtype)
+    if not bool((alpha > 0).any()):
+        raise InputError(_EMPTY)
     side = max(height, width)
-    white = rgb * alpha[..., None] + 1 - alpha[..., None]
+    white = torch.where(alpha[..., None] > 0, rgb, 1.0)
     top, left = (side - height) // 2, (side - width) // 2
+    if near:
+        rows = (alpha > 0.5).any(dim=1).nonzero()[:, 0].tolist() or [0, height - 1]
+        columns = (alpha > 0.5).any(dim=0).nonzero()[:, 0].tolist() or [0, width - 1]
+        longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+        if longest < _SMALL * side:
+            side = round(longest / _FILLED)
+            top, left = (side - rows[0] - rows[-1] - 1) // 2, (side - columns[0] - columns[-1] - 1) // 2
     room = (left, side - width - left, top, side - height - top)
     square = F.pad(white.permute(2, 0, 1)[None], room, value=1.0)
     cover = F.pad(alpha[None, None], room)
@@ -97,10 +116,8 @@ def frame_photo(
     share = F.avg_pool2d(cover, CELL_PX)[0, 0]
     share = torch.where(share > 0.5 / 255, share, 0.0)
     if not bool((share > 0).any()):
-        raise InputError(
-            "photo: nothing of the part is in it (an empty mask); give its mask, or a photo on a white ground"
-        )
-    return Photo(square[0].clamp(0, 1) * 2 - 1, share.flatten(), height, width, top, left, side / px)
+        raise InputError(_EMPTY)
+    return Photo(square[0].clamp(0, 1) * 2 - 1, share.flatten(), height, width, side, top, left, side / px)
 
 
 @dataclass(frozen=True)
@@ -248,12 +265,13 @@ class Predictor:
 
 def _on_photo(patches: Float[Tensor, "rows columns"], photo: Photo) -> Float[Tensor, "height width"]:
     """The cells' values on the photo's pixels, linear between the cells' middles."""
-    side = max(photo.height, photo.width)
+    side = photo.side
     whole = F.interpolate(
         patches[None, None].float(), size=(side, side), mode="bilinear", align_corners=False
     )
-    top, left = photo.top, photo.left
-    return whole[0, 0, top : top + photo.height, left : left + photo.width]
+    # Back from the frame: what `frame_photo` padded is cut off, what it cut off is filled with zero.
+    right, below = photo.width + photo.left - side, photo.height + photo.top - side
+    return F.pad(whole, (-photo.left, right, -photo.top, below))[0, 0]
 
 
 def _box_on_photo(box: Sequence[float], photo: Photo, px: int) -> tuple[float, float, float, float]:

@@ -1,7 +1,7 @@
 """The reference as CMT sees it: pictures of a shape or of splats from known cameras, with the surface points they show.
 
-Colour, alpha and depth of a view come from one rendering. Surface points are kept in the network's world: the part inside
-[-1, 1], `(x - centre) / radius` of the part's own.
+Colour, alpha and depth of a view come from one rendering. Surface points are kept in the network's world: the part inside the
+unit sphere, y up (`PartFrame`). Grey views have the light of `prepare.mesh_render`, as those that the network learns from.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +25,8 @@ from detect.cmt.encoder import CELL_PX
 from prepare.atomic_write import write_with
 from prepare.camera import Camera, look_at
 from prepare.errors import InputError
-from prepare.mesh import Mesh
-from prepare.mesh_render import MeshPainter, RendererName, surface_finder
+from prepare.mesh import GREY, Axis, Mesh
+from prepare.mesh_render import AMBIENT, HEAD, SKY, MeshPainter, RendererName, shade, surface_finder
 from prepare.shape_pairs import ShapePairs
 from recon.gaussians import Gaussians
 from recon.rasterize import RasterOptions, rasterize
@@ -34,8 +34,43 @@ from recon.rasterize import RasterOptions, rasterize
 Shading = Literal["grey", "colour"]
 FORMAT = "splatad-cmt-views-1"
 DISTANCE, FOCAL = 3.0, 355.0 / 256.0  # of BrokenChairs' views: radii, and sides of the picture
-_AMBIENT, _HEAD = 0.2, 0.6  # grey shading: a surface that faces the camera shows 0.8
+_UP = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
 _SOLID = 0.5  # alpha from which a pixel shows the part
+
+
+@dataclass(frozen=True)
+class PartFrame:
+    """Where the part's own world lies in the network's: x_network = turn (x_own - centre) / radius."""
+
+    centre: Float[Tensor, "xyz=3"]  # own world, float64
+    radius: float  # of the sphere about it that holds the part
+    turn: Float[Tensor, "3 3"]  # float64; y is up in the network's world
+
+    def into_network(self, camera: Camera) -> Camera:
+        """A camera of the part's own world in the network's, with the same picture."""
+        pose = camera.world_to_cam.double().cpu().clone()
+        pose[:3, 3] = (pose[:3, :3] @ self.centre + pose[:3, 3]) / self.radius
+        pose[:3, :3] = pose[:3, :3] @ self.turn.T
+        return camera.moved(pose)
+
+
+def part_frame(points: Float[Tensor, "points xyz=3"], up: Axis, outliers: float = 0.0) -> PartFrame:
+    """The frame of a part with these points, `up` in their own world; the share `outliers` of them may lie outside.
+
+    Raises: InputError where there are no points, or all are one.
+    """
+    points = points.double().cpu()
+    if len(points) == 0:
+        raise InputError("reference: no surface; give a part that has one")
+    cut = torch.quantile(points, torch.tensor([outliers / 2, 1 - outliers / 2], dtype=torch.float64), dim=0)
+    centre = cut.mean(dim=0)
+    radius = float(torch.quantile((points - centre).norm(dim=1), 1 - outliers))
+    if not 0 < radius < math.inf:
+        raise InputError("reference: all of it is one point; give a part that has a surface")
+    turn = torch.eye(3, dtype=torch.float64)
+    if up == "z":
+        turn = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
+    return PartFrame(centre, radius, turn)
 
 
 @dataclass(frozen=True)
@@ -123,11 +158,10 @@ def ring_cameras(
 def views_of_splats(
     gaussians: Gaussians,
     cameras: Sequence[Camera],
-    centre: Float[Tensor, "xyz=3"],
-    radius: float,
+    frame: PartFrame,
     shading: Shading = "grey",
 ) -> ReferenceViews:
-    """Pictures of splats from cameras of the network's world; `centre` and `radius` bring the part's world into it.
+    """Pictures of splats from cameras of the network's world; `frame` says where they lie in it.
 
     `grey` shades the surface that the depth shows, as the meshes' views are; `colour` keeps the splats' own.
 
@@ -136,13 +170,13 @@ def views_of_splats(
     white = torch.ones(3, dtype=gaussians.means.dtype, device=gaussians.device)
     pictures, shares, points = [], [], []
     for camera in cameras:
-        own = _in_own_world(camera, centre, radius)
+        own = _in_own_world(camera, frame)
         with torch.no_grad():
             seen = rasterize(gaussians, own, white, options=RasterOptions(depth=True))
         assert seen.depth is not None
         alpha = seen.alpha.double().cpu()
         depth = torch.where(alpha > _SOLID, seen.depth.double().cpu() / alpha.clamp_min(1e-6), torch.inf)
-        depth = depth / radius
+        depth = depth / frame.radius
         rgb = (
             seen.rgb.double().cpu().clamp(0, 1)
             if shading == "colour"
@@ -158,8 +192,7 @@ def views_of_splats(
 def views_of_mesh(
     mesh: Mesh,
     cameras: Sequence[Camera],
-    centre: Float[Tensor, "xyz=3"],
-    radius: float,
+    frame: PartFrame,
     shading: Shading = "grey",
     renderer: RendererName = "auto",
 ) -> ReferenceViews:
@@ -167,16 +200,24 @@ def views_of_mesh(
 
     Raises: MissingPartError without a renderer; InputError as `check_views`.
     """
-    painter = MeshPainter(mesh, surface_finder(mesh, renderer), np.array([0.0, 0.0, 1.0]))
+    to_network = np.eye(4)
+    to_network[:3, :3] = frame.turn.numpy() / frame.radius
+    to_network[:3, 3] = -to_network[:3, :3] @ frame.centre.numpy()
+    mesh = mesh.transformed(to_network)
+    if shading == "grey":
+        mesh = replace(
+            mesh,
+            corner_colours=np.full_like(mesh.corner_colours, GREY),
+            face_texture=np.full_like(mesh.face_texture, -1),
+            textures=(),
+            coloured=False,
+        )
+    painter = MeshPainter(mesh, surface_finder(mesh, renderer), _UP.numpy())
     pictures, shares, points = [], [], []
     for camera in cameras:
-        seen = painter.photograph(_in_own_world(camera, centre, radius))
-        alpha, depth = torch.from_numpy(seen.alpha).double(), torch.from_numpy(seen.depth).double() / radius
-        rgb = torch.from_numpy(seen.rgb).double()
-        if shading == "colour":
-            rgb = rgb * alpha[..., None] + 1 - alpha[..., None]
-        else:
-            rgb = _grey(depth, alpha, torch.from_numpy(seen.normals).double(), camera)
+        seen = painter.photograph(camera)
+        alpha, depth = torch.from_numpy(seen.alpha).double(), torch.from_numpy(seen.depth).double()
+        rgb = torch.from_numpy(seen.rgb).double() * alpha[..., None] + 1 - alpha[..., None]
         share, xyz = cells_of(alpha, depth, camera)
         pictures.append((rgb.clamp(0, 1) * 255).round().to(torch.uint8))
         shares.append(share)
@@ -285,10 +326,11 @@ def _stacked(
     return views
 
 
-def _in_own_world(camera: Camera, centre: Tensor, radius: float) -> Camera:
-    """The camera in the part's own world: x_cam radius = R (x_own - centre) + radius t, with the same picture."""
-    pose = camera.world_to_cam.double().clone()
-    pose[:3, 3] = radius * pose[:3, 3] - pose[:3, :3] @ centre.double().cpu()
+def _in_own_world(camera: Camera, frame: PartFrame) -> Camera:
+    """The camera in the part's own world: x_cam radius = R turn (x_own - centre) + radius t, with the same picture."""
+    pose = camera.world_to_cam.double().cpu().clone()
+    pose[:3, :3] = pose[:3, :3] @ frame.turn
+    pose[:3, 3] = frame.radius * pose[:3, 3] - pose[:3, :3] @ frame.centre
     return camera.moved(pose.to(torch.float32))
 
 
@@ -302,13 +344,7 @@ def _unprojected(
 
 def _normals(depth: Float[Tensor, "height width"], camera: Camera) -> Float[Tensor, "height width xyz=3"]:
     """Unit normals of the surface that a depth map shows, towards the camera; 0 at its rims."""
-    height, width = depth.shape
-    v, u = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64) + 0.5,
-        torch.arange(width, dtype=torch.float64) + 0.5,
-        indexing="ij",
-    )
-    points = _unprojected(u, v, depth, camera)
+    points = _unprojected(*_pixel_middles(depth), depth, camera)
     across = F.pad(points[:, 2:] - points[:, :-2], (0, 0, 1, 1), value=math.nan)
     down = F.pad(points[2:] - points[:-2], (0, 0, 0, 0, 1, 1), value=math.nan)
     normals = F.normalize(torch.linalg.cross(down, across), dim=-1)
@@ -321,9 +357,23 @@ def _grey(
     normals: Float[Tensor, "height width xyz=3"],
     camera: Camera,
 ) -> Float[Tensor, "height width rgb=3"]:
-    """A grey part under a light at the camera, on white; at rims without a normal as if facing halfway."""
-    facing = (normals @ camera.forward.double().cpu()).abs()
-    facing = torch.where(normals.abs().sum(dim=-1) > 0, facing, 0.5)
-    grey = _AMBIENT + _HEAD * facing
-    grey = torch.where(alpha > 0, grey * alpha + 1 - alpha, 1.0)
+    """A grey part in the light of `prepare.mesh_render`, on white; rims without a normal as if facing halfway, level."""
+    away = camera.centre.double().cpu() - _unprojected(*_pixel_middles(depth), depth, camera)
+    seen = (normals.abs().sum(dim=-1) > 0) & depth.isfinite()
+    light = torch.full_like(depth, AMBIENT + 0.5 * (SKY + HEAD))
+    to_camera = F.normalize(away[seen], dim=-1)
+    light[seen] = torch.from_numpy(shade(normals[seen].numpy(), to_camera.numpy(), _UP.numpy()))
+    grey = torch.where(alpha > 0, GREY * light * alpha + 1 - alpha, 1.0)
     return grey[..., None].expand(-1, -1, 3)
+
+
+def _pixel_middles(
+    plane: Float[Tensor, "height width"],
+) -> tuple[Float[Tensor, "height width"], Float[Tensor, "height width"]]:
+    """(u, v) of the pixels' middles, px."""
+    v, u = torch.meshgrid(
+        torch.arange(plane.shape[0], dtype=torch.float64) + 0.5,
+        torch.arange(plane.shape[1], dtype=torch.float64) + 0.5,
+        indexing="ij",
+    )
+    return u, v

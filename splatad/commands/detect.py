@@ -35,7 +35,14 @@ class Detect:
     ] = ()
     """Name of the fitted reference in the workspace; one or more that the photos may show, all of them if not given."""
     reference: Path | None = None
-    """A reference folder instead of those of the workspace."""
+    """A reference folder instead of those of the workspace; with --detector cmt also a mesh: .stl, .obj, .ply, .glb."""
+    detector: Literal["difference", "cmt"] = "difference"
+    """difference: the reference's picture at the photo's camera; cmt: a network that compares shapes, from any side, of a
+    mesh or of splats (in Python: detect.cmt.predict.Predictor). Trained on chairs alone so far."""
+    network: Path | None = None
+    """With --detector cmt: the .safetensors file of `splatad train cmt`, or its folder; else the one shipped."""
+    up: Literal["auto", "y", "z"] = "auto"
+    """With --detector cmt: the part's upward axis; auto: y for .obj and .glb, z else."""
     workspace: Path | None = None
     """Where references lie; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     out: Path | None = None
@@ -55,6 +62,7 @@ class Detect:
 
 
 Command = Detect
+MESHES = (".stl", ".obj", ".ply", ".glb", ".gltf", ".off")
 _OF_A_KNOWN_PART = (
     "score",
     "score_divided_by",
@@ -95,6 +103,21 @@ def run(config: Detect) -> int:
 
     if not config.query:
         raise UsageError("--query: name at least one photo or a folder of photos")
+    if config.detector == "cmt":
+        from splatad.cmt_detect import detect_shapes
+
+        return detect_shapes(config)
+    if config.network is not None or config.up != "auto":
+        raise UsageError("--network, --up: for --detector cmt alone")
+    if (
+        config.reference is not None
+        and config.reference.suffix.lower() in MESHES
+        and config.reference.is_file()
+    ):
+        raise UsageError(
+            f"--reference {config.reference}: a mesh; use --detector cmt, or make splats of it with `splatad prepare mesh` "
+            "and `splatad fit`"
+        )
     if config.least_coverage is not None and not (config.same_part and 0.0 <= config.least_coverage <= 1.0):
         raise UsageError(
             f"--least-coverage {config.least_coverage}: a share from 0 to 1, of the part that --same-part photos show"

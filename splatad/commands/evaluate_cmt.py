@@ -187,7 +187,9 @@ def _print_tables(
     first = next(iter(found.values()))
     shapes = len({int(pack.query_shape[photo]) for photo in first.photo})
     bad = int(first.label.sum())
-    terminal.say(f"{title}: {len(first.label)} photos ({bad} defective) of {shapes} shape{'s' if shapes != 1 else ''}, percent")
+    terminal.say(
+        f"{title}: {len(first.label)} photos ({bad} defective) of {shapes} shape{'s' if shapes != 1 else ''}, percent"
+    )
     table = Table()
     table.add_column("", no_wrap=True)
     for column in COLUMNS.values():

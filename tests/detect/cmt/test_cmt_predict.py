@@ -12,6 +12,7 @@ from detect.cmt.checkpoint import load_network, save_network
 from detect.cmt.model import CMT, ModelConfig
 from detect.cmt.predict import Predictor, Thresholds, frame_photo
 from detect.cmt.reference import (
+    PartFrame,
     ReferenceViews,
     cells_of,
     check_views,
@@ -181,8 +182,9 @@ def test_views_of_splats_lie_on_the_splats(tmp_path: Path) -> None:
         logit_opacities=torch.full((4000,), 4.0),
         sh=torch.zeros(4000, 1, 3),
     )
-    cameras = ring_cameras(3, 64)
-    views = views_of_splats(ball, cameras, centre, 5 / 0.6)
+    cameras = ring_cameras(3, 64, up="y")
+    frame = PartFrame(centre.double(), 5 / 0.6, torch.eye(3, dtype=torch.float64))
+    views = views_of_splats(ball, cameras, frame)
     radii = views.xyz[views.xyz.isfinite().all(dim=-1)].norm(dim=-1)
     assert float((radii - 0.6).abs().median()) < 0.07  # the splats' own thickness: three deviations are 0.07
     assert registration_error(views) < 1
@@ -192,7 +194,7 @@ def test_views_of_splats_lie_on_the_splats(tmp_path: Path) -> None:
     save_views(tmp_path / "views.safetensors", views)
     kept = load_views(tmp_path / "views.safetensors")
     assert torch.equal(kept.pictures, views.pictures)
-    coloured = views_of_splats(ball, cameras, centre, 5 / 0.6, "colour")
+    coloured = views_of_splats(ball, cameras, frame, "colour")
     assert abs(int(coloured.pictures[0, 32, 32, 0]) - 128) < 6  # no harmonics: mid-grey
     assert torch.equal(coloured.share, views.share)
 

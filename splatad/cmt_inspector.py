@@ -1,0 +1,140 @@
+"""One photo in, what the shape's network says of it out: read, find the camera where splats allow it, compare, decide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from detect.cmt.predict import Photo, Prediction, Predictor, frame_photo
+from detect.cmt.reference import ReferenceViews, views_of_splats
+from detect.verdict import Verdict, no_part_verdict
+from pose.locate import BeliefLimits, Located
+from prepare.camera import Camera
+from prepare.errors import InputError
+from prepare.scene import load_query_image
+from splatad.cmt_reference import ShapeReference
+from splatad.inspector import over_background
+
+LONGEST_PX = 1024  # of a photo: the network's own pictures are smaller
+CLUTTERED = (
+    "the ground behind the part is not plain, so that the part cannot be told from it: cut it out (a PNG with alpha), or "
+    "photograph it on a plain ground"
+)
+
+
+@dataclass(frozen=True)
+class ShapeInspection:
+    """What was said of one photo."""
+
+    name: str
+    verdict: Verdict
+    photo: Float[Tensor, "height width rgb=3"]  # on white where its ground is plain
+    framed: Photo | None  # as the network saw it; None where it was not asked
+    prediction: Prediction | None
+    located: Located | None  # with a reference of splats
+    aiding: ReferenceViews | None  # the reference from the photo's own camera, where it is believed
+    seconds: Mapping[str, float]  # by stage
+
+    @property
+    def way(self) -> str:
+        """aided: with a view from the photo's own camera; else plain."""
+        return "plain" if self.aiding is None else "aided"
+
+
+class ShapeInspector:
+    """Inspects photos against one shape. A photo's result depends on that photo alone."""
+
+    def __init__(self, predictor: Predictor, reference: ShapeReference) -> None:
+        self.predictor, self.reference = predictor, reference
+
+    def inspect(self, path: Path) -> ShapeInspection:
+        """The inspection of the photo in `path`.
+
+        Raises: InputError for a file that is no readable photo.
+        """
+        began = time.perf_counter()
+        splats = self.reference.splats
+        lens = None if splats is None else splats.lens(path)
+        if splats is None:
+            image = load_query_image(path, longest_px=LONGEST_PX)
+        else:
+            image = splats.read(path, lens)
+        seconds = {"read": time.perf_counter() - began}
+        white = over_background(image, torch.ones(3))
+        limits = BeliefLimits() if splats is None else splats.loaded.calibration.belief
+
+        def cannot_tell(verdict: Verdict, located: Located | None = None) -> ShapeInspection:
+            return ShapeInspection(path.name, verdict, white, None, None, located, None, seconds)
+
+        if image.background is None and not bool((image.alpha < 0.5).any()):
+            return cannot_tell(Verdict("CANNOT TELL", (CLUTTERED,)))
+        if float(image.alpha.mean()) < limits.least_part_share:
+            return cannot_tell(no_part_verdict(limits.least_part_share))
+        located: Located | None = None
+        notes: tuple[str, ...] = ()
+        if splats is not None and self.predictor.network.config.aided:
+            located = splats.locate(image, lens)
+            if located is None:
+                return cannot_tell(no_part_verdict(limits.least_part_share))
+            seconds |= located.seconds
+        began = time.perf_counter()
+        framed = frame_photo(white, image.alpha, self.predictor.network.config.px, near=True)
+        aiding: ReferenceViews | None = None
+        if located is not None:
+            aiding, notes = self._aiding(located, framed)
+        prediction = self.predictor.predict([framed], self.reference.encoded, [aiding])[0]
+        seconds["compare"] = time.perf_counter() - began
+        verdict = self._verdict(prediction, notes)
+        return ShapeInspection(path.name, verdict, white, framed, prediction, located, aiding, seconds)
+
+    def _aiding(self, located: Located, framed: Photo) -> tuple[ReferenceViews | None, tuple[str, ...]]:
+        """The splats from the photo's own camera, in its square frame; else why not."""
+        splats, frame = self.reference.splats, self.reference.frame
+        assert splats is not None
+        assert frame is not None
+        if not located.believed:
+            why = located.reasons[0] if located.reasons else "it is not believed"
+            return None, (f"compared without the photo's camera: {why}",)
+        camera = frame.into_network(in_frame(located.camera, framed, self.predictor.network.config.px))
+        try:
+            gaussians = splats.loaded.reference.gaussians
+            return views_of_splats(gaussians, [camera], frame), ()
+        except InputError as error:
+            return None, (f"compared without the photo's camera: {error}",)
+
+    def _verdict(self, prediction: Prediction, notes: tuple[str, ...]) -> Verdict:
+        side = "above" if prediction.label else "not above"
+        said = f"probability of a defect {prediction.score:.2f}, {side} the limit {prediction.threshold:.2f}"
+        return Verdict("NG" if prediction.label else "OK", (said, *notes, calibrated_on(self.predictor)))
+
+
+def calibrated_on(predictor: Predictor) -> str:
+    """For what kind of part the probability and its limit hold, as a plain sentence."""
+    about = predictor.about
+    data = about.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    made_by = source.get("made_by") if isinstance(source, dict) else None
+    chairs = "generated chairs" if "generate chairs" in str(made_by) else "the chairs of its training set"
+    shapes = about.get("held_out_shapes")
+    held_out = f" (its limit on {shapes} held-out shapes)" if isinstance(shapes, int) and shapes else ""
+    return f"probability calibrated on {chairs} alone{held_out}: of other parts and of real photos it is only a hint"
+
+
+def in_frame(camera: Camera, framed: Photo, px: int) -> Camera:
+    """The photo's camera for its square frame of `px`: the same rays, other pixels."""
+    scale = px / framed.side
+    return Camera(
+        camera.world_to_cam,
+        camera.fl_x * scale,
+        camera.fl_y * scale,
+        (camera.cx + framed.left) * scale,
+        (camera.cy + framed.top) * scale,
+        px,
+        px,
+    )

@@ -1,0 +1,141 @@
+"""The reference of `detect --detector cmt`: views of a mesh file or of a reference's splats, encoded once and kept.
+
+What is kept lies in WORKSPACE/features, under a name made of the part's content, the network's and how views are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from detect.cmt.encoded import load_encoded, save_encoded
+from detect.cmt.model import Cells
+from detect.cmt.predict import EncodedReference, Predictor
+from detect.cmt.reference import PartFrame, ReferenceViews, part_frame, views_of_mesh, views_of_splats
+from prepare.camera import Camera
+from prepare.errors import InputError
+from prepare.generate.chairs import ChairSettings, view_cameras
+from prepare.mesh import MESH_SUFFIXES, Axis, load_mesh
+from splatad.inspector import Inspector
+from splatad.reference_dir import SPLATS
+
+VIEWS = 20  # of a part, as `generate chairs` makes them
+VIEWS_VERSION = 1  # raised whenever the same part gives other views
+_SOLID = 0.5  # opacity from which a splat is part of the surface
+_OUTLIERS = 0.01  # share of the splats that may float about the part
+
+
+@dataclass(frozen=True)
+class ShapeReference:
+    """A part as the network compares photos with it."""
+
+    name: str
+    encoded: EncodedReference
+    azimuths_deg: tuple[float, ...]  # of the views
+    elevations_deg: tuple[float, ...]
+    kept: bool  # whether it was found in the workspace, not made
+    notes: tuple[str, ...] = ()  # what is to be said of the part's file
+    splats: Inspector | None = None  # finds cameras, where the reference is splats
+    frame: PartFrame | None = None  # of the splats
+
+
+def is_mesh(path: Path) -> bool:
+    """Whether --reference names a mesh file rather than a reference folder."""
+    return path.suffix.lower() in MESH_SUFFIXES and not path.is_dir()
+
+
+def reference_of_mesh(
+    path: Path, up: Literal["auto", "y", "z"], predictor: Predictor, network: Path, features: Path
+) -> ShapeReference:
+    """Views of the mesh in `path`, kept in the folder `features`; "auto" is the axis usual for the kind of file.
+
+    Raises: MissingPartError without trimesh or a renderer; InputError as `load_mesh`, `check_views`.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such mesh; give a .stl, .obj, .ply or .glb file, or a reference folder")
+    # A .gltf is a list of other files: its own bytes do not tell the shape.
+    content = load_mesh(path).mesh.digest() if path.suffix.lower() == ".gltf" else _digest(path)
+    key = _key(content, path.suffix.lower(), up, predictor, network)
+
+    def make() -> ReferenceViews:
+        file = load_mesh(path)
+        axis: Axis = file.up if up == "auto" else up
+        frame = part_frame(torch.from_numpy(file.mesh.vertices), axis)
+        return views_of_mesh(file.mesh, _cameras(predictor), frame)
+
+    encoded, kept = _kept_or_made(features, key, predictor, make)
+    return _with_angles(path.name, encoded, kept, predictor)
+
+
+def reference_of_splats(
+    inspector: Inspector,
+    folder: Path,
+    up: Literal["auto", "y", "z"],
+    predictor: Predictor,
+    network: Path,
+    features: Path,
+) -> ShapeReference:
+    """Grey views of a reference's splats; "auto" takes z for up, as `splatad prepare` has it.
+
+    Raises: InputError where they show nothing, or as `check_views`.
+    """
+    axis: Axis = "z" if up == "auto" else up
+    gaussians = inspector.loaded.reference.gaussians
+    solid = torch.sigmoid(gaussians.logit_opacities) > _SOLID
+    frame = part_frame(gaussians.means[solid], axis, _OUTLIERS)
+    key = _key(_digest(folder / SPLATS), ".splats", axis, predictor, network)
+    encoded, kept = _kept_or_made(
+        features, key, predictor, lambda: views_of_splats(gaussians, _cameras(predictor), frame)
+    )
+    found = _with_angles(inspector.loaded.reference.name, encoded, kept, predictor)
+    return replace(found, splats=inspector, frame=frame)
+
+
+def _cameras(predictor: Predictor) -> list[Camera]:
+    return [camera for _, _, camera in _views(predictor)]
+
+
+def _views(predictor: Predictor) -> list[tuple[float, float, Camera]]:
+    """Azimuth, elevation (degrees) and camera of each view: those of the chairs that the network learned from."""
+    return view_cameras(ChairSettings(views=VIEWS, px=predictor.network.config.px))
+
+
+def _with_angles(name: str, encoded: EncodedReference, kept: bool, predictor: Predictor) -> ShapeReference:
+    views = _views(predictor)
+    return ShapeReference(name, encoded, tuple(v[0] for v in views), tuple(v[1] for v in views), kept)
+
+
+def _kept_or_made(
+    features: Path, key: str, predictor: Predictor, make: Callable[[], ReferenceViews]
+) -> tuple[EncodedReference, bool]:
+    path = features / f"{key[:32]}.safetensors"
+    encoded = load_encoded(path, key)
+    if encoded is None:
+        made = predictor.encode(make())
+        save_encoded(path, made, key)
+        return made, False
+    device, cells = predictor.device, encoded.cells
+    assert cells.xyz is not None
+    on_device = Cells(
+        cells.features.to(device), cells.matching.to(device), cells.share.to(device), cells.xyz.to(device)
+    )
+    return replace(encoded, cells=on_device), True
+
+
+def _key(content: str, kind: str, up: str, predictor: Predictor, network: Path) -> str:
+    text = f"{VIEWS_VERSION} {VIEWS} {content} {kind} {up} {_digest(network)} {predictor.device.type}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file. Raises: InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
