@@ -16,6 +16,10 @@ from torch import Tensor
 _LEVEL = 1.0 / 255.0
 _MIN_SHARE = 0.5  # of the border that must show one colour: the part may be cut by the frame
 _MAX_NOISE = 0.02  # standard deviation of a plain background; above, it is a surface with texture
+_SHADOW, _SHADOW_COLOUR = (
+    0.8,
+    0.03,
+)  # of white ground: how light a soft shadow is at least, how coloured at most
 _GAP_EDGE = 0.1  # least colour step around a see-through gap
 
 
@@ -91,6 +95,22 @@ def foreground_alpha(rgb: Float[Tensor, "height width rgb=3"]) -> Foreground:
     distance = np.maximum(np.maximum(red, green), blue)  # several times faster than max(axis=2)
     background = _connected_to_border(distance, border)
     return Foreground(torch.from_numpy(_soft_edge(difference, background)), border.colour)
+
+
+def without_shadow(
+    rgb: Float[Tensor, "height width rgb=3"], alpha: Float[Tensor, "height width"]
+) -> Float[Tensor, "height width"]:
+    """`alpha` less the soft shadow that a part casts on white ground (`rgb` in [0, 1]).
+
+    Shadow is what is light and without colour and borders on ground or on more of it; what the part encloses stays.
+    """
+    image, part = rgb.detach().cpu().numpy(), alpha.detach().cpu().numpy()
+    low, high = image.min(axis=-1), image.max(axis=-1)
+    ground = part <= 0
+    shadow = (low > _SHADOW) & (high - low < _SHADOW_COLOUR) & ~ground
+    regions, _ = ndimage.label(ground | shadow)
+    open_to_ground = np.isin(regions, np.unique(regions[ground])) & (regions > 0)
+    return torch.where(torch.from_numpy(shadow & open_to_ground).to(alpha.device), 0.0, alpha)
 
 
 def _connected_to_border(distance: np.ndarray, border: Border) -> np.ndarray:

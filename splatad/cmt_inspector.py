@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,8 @@ from detect.verdict import Verdict, no_part_verdict
 from pose.locate import BeliefLimits, Located
 from prepare.camera import Camera
 from prepare.errors import InputError
+from prepare.foreground import without_shadow
+from prepare.image import read_image
 from prepare.scene import load_query_image
 from splatad.cmt_reference import ShapeReference
 from splatad.inspector import over_background
@@ -67,6 +69,9 @@ class ShapeInspector:
             image = splats.read(path, lens)
         seconds = {"read": time.perf_counter() - began}
         white = over_background(image, torch.ones(3))
+        if image.background is not None and not has_alpha(path):
+            # Shadows are no part of the photos' masks that the network learned from.
+            image = replace(image, alpha=without_shadow(white, image.alpha))
         limits = BeliefLimits() if splats is None else splats.loaded.calibration.belief
 
         def cannot_tell(verdict: Verdict, located: Located | None = None) -> ShapeInspection:
@@ -112,6 +117,12 @@ class ShapeInspector:
         side = "above" if prediction.label else "not above"
         said = f"probability of a defect {prediction.score:.2f}, {side} the limit {prediction.threshold:.2f}"
         return Verdict("NG" if prediction.label else "OK", (said, *notes, calibrated_on(self.predictor)))
+
+
+def has_alpha(path: Path) -> bool:
+    """Whether the file itself says what of it is the part."""
+    alpha = read_image(path).alpha
+    return alpha is not None and bool((alpha < 1).any())
 
 
 def calibrated_on(predictor: Predictor) -> str:

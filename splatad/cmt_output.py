@@ -179,7 +179,9 @@ def matches_picture(
         boxes += [here, there]
         labels += [str(index + 1), ""]
         colours += [colour, colour]
-        lines.append(((here[2], (here[1] + here[3]) / 2), (there[0], (there[1] + there[3]) / 2)))
+        lines.append(
+            ((float(here[2]), (here[1] + here[3]) / 2), (float(there[0]), (there[1] + there[3]) / 2))
+        )
     sheet = draw_lines(sheet, lines, _COLOURS[: len(lines)])
     sheet = draw_boxes(sheet, boxes, labels, colours)
     words = "; ".join(_in_words(index + 1, one, reference) for index, one in enumerate(cells))

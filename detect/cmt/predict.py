@@ -21,6 +21,7 @@ from detect.cmt.encoder import CELL_PX
 from detect.cmt.model import CMT, EMPTY_LOGIT, Cells, Matches, ModelConfig
 from detect.cmt.reference import ReferenceViews, check_views
 from prepare.errors import InputError
+from prepare.foreground import without_shadow
 
 _EMPTY = "photo: nothing of the part is in it (an empty mask); give its mask, or a photo on a white ground"
 _SMALL, _FILLED = (
@@ -87,14 +88,14 @@ def frame_photo(
 ) -> Photo:
     """`rgb` in [0, 1] on white, made square by white at its sides and resampled to `px`; the part's shape is kept.
 
-    Without alpha the part is what differs from a white ground. With `near` a part that is small in the frame (less than
+    Without alpha the part is what differs from a white ground, less its soft shadow. With `near` a part that is small in the frame (less than
     half of it) is brought near: the photos that the network learns from are filled by theirs.
 
     Raises: InputError where nothing of the part is left.
     """
     height, width = rgb.shape[:2]
     if alpha is None:
-        alpha = ((1 - rgb).amax(dim=-1) > _WHITE).to(rgb.dtype)
+        alpha = without_shadow(rgb, ((1 - rgb).amax(dim=-1) > _WHITE).to(rgb.dtype))
     if not bool((alpha > 0).any()):
         raise InputError(_EMPTY)
     side = max(height, width)

@@ -35,6 +35,7 @@ Shading = Literal["grey", "colour"]
 FORMAT = "splatad-cmt-views-1"
 DISTANCE, FOCAL = 3.0, 355.0 / 256.0  # of BrokenChairs' views: radii, and sides of the picture
 _UP = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+_FILLED = 0.98  # radius of the part in the network's world, as of the chairs that it learns from
 _SOLID = 0.5  # alpha from which a pixel shows the part
 
 
@@ -70,7 +71,7 @@ def part_frame(points: Float[Tensor, "points xyz=3"], up: Axis, outliers: float 
     turn = torch.eye(3, dtype=torch.float64)
     if up == "z":
         turn = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
-    return PartFrame(centre, radius, turn)
+    return PartFrame(centre, radius / _FILLED, turn)
 
 
 @dataclass(frozen=True)

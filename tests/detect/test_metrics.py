@@ -15,6 +15,7 @@ from detect.metrics import (
     aupimo,
     aupro,
     auroc,
+    auroc_error,
     average_precision,
     binomial_interval,
     f1_max,
@@ -401,3 +402,10 @@ def test_binomial_interval_inverts_the_binomial_tails() -> None:
 def test_binomial_interval_of_no_failures_is_the_closed_form() -> None:
     assert binomial_interval(0, 46) == (0.0, pytest.approx(1 - 0.025 ** (1 / 46)))
     assert binomial_interval(46, 46) == (pytest.approx(0.025 ** (1 / 46)), 1.0)
+
+
+def test_the_error_of_an_area_of_one_half_is_mann_whitneys() -> None:
+    # Variance of U / (m n) under equal distributions: (m + n + 1) / (12 m n).
+    assert auroc_error(0.5, 8, 12) == pytest.approx(math.sqrt(21 / (12 * 8 * 12)))
+    assert auroc_error(0.9, 40, 40) < auroc_error(0.9, 10, 10)
+    assert auroc_error(0.9, 0, 5) == 1.0

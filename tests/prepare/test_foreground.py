@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prepare.foreground import border_colour, foreground_alpha
+from prepare.foreground import border_colour, foreground_alpha, without_shadow
 from prepare.image import list_images, read_image
 
 _DATA = Path(os.environ.get("SPLATAD_TESTDATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -136,3 +136,17 @@ def test_the_toy_car_is_found_in_each_photo_and_clutter_in_none() -> None:
         assert 0.2 < found.alpha.mean() < 0.55
     for path in list_images(_DATA / "fox" / "images")[::20]:
         assert foreground_alpha(read_image(path).rgb).background is None
+
+
+def test_a_soft_shadow_on_white_is_not_the_part_but_an_enclosed_light_spot_is():
+    rgb = torch.ones(40, 40, 3)
+    rgb[10:30, 10:20] = torch.tensor([0.6, 0.3, 0.2])  # the part
+    rgb[14:18, 13:16] = 0.9  # a light spot inside it
+    rgb[28:34, 20:34] = torch.linspace(0.82, 0.97, 14)[None, :, None]  # its shadow
+    alpha = ((1 - rgb).amax(dim=-1) > 0.02).float()
+    found = without_shadow(rgb, alpha)
+    assert bool((found[10:30, 10:20] == 1).all())
+    assert float(found.sum()) == 200
+    coloured = rgb.clone()
+    coloured[28:34, 20:34, 2] -= 0.1  # paint, no shadow
+    assert torch.equal(without_shadow(coloured, alpha), alpha)

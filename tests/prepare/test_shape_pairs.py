@@ -54,6 +54,10 @@ def test_what_is_put_comes_back_and_splits_pick_their_shapes_photos(tmp_path):
     assert pairs.queries_of("val").tolist() == [4, 5]
     assert pairs.queries_of("test").tolist() == [2, 3]
     assert pairs.aided is None
+    assert (pairs.has_aided, pairs.view_count, pairs.px, pairs.columns) == (False, 2, 32, 4)
+    assert pairs["query_box"] is pairs.query_box
+    with pytest.raises(InputError, match="no split dev; there are train, val, test"):
+        pairs.queries_of("dev")
     assert {p.name for p in (tmp_path / "p").iterdir()} == {*(f"{n}.npy" for n in expected), "pack.json"}
 
 

@@ -9,21 +9,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from detect.cmt.checkpoint import load_network, save_network
+from detect.cmt.encoded import load_encoded, save_encoded
 from detect.cmt.model import CMT, ModelConfig
-from detect.cmt.predict import Predictor, Thresholds, frame_photo
+from detect.cmt.predict import Predictor, Thresholds, _box_on_photo, _on_photo, frame_photo
 from detect.cmt.reference import (
     PartFrame,
     ReferenceViews,
     cells_of,
     check_views,
     load_views,
+    part_frame,
     registration_error,
     ring_cameras,
     save_views,
+    views_of_mesh,
     views_of_pack,
     views_of_splats,
 )
-from prepare.camera import Camera
+from prepare.camera import Camera, look_at
 from prepare.errors import InputError
 from prepare.shape_pairs import ShapePairs
 from recon.gaussians import Gaussians
@@ -197,6 +200,105 @@ def test_views_of_splats_lie_on_the_splats(tmp_path: Path) -> None:
     coloured = views_of_splats(ball, cameras, frame, "colour")
     assert abs(int(coloured.pictures[0, 32, 32, 0]) - 128) < 6  # no harmonics: mid-grey
     assert torch.equal(coloured.share, views.share)
+
+
+def test_a_part_lies_in_the_networks_world_and_its_cameras_with_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(50, 3, generator=generator, dtype=torch.float64) * torch.tensor([2.0, 4.0, 6.0]) + 7
+    frame = part_frame(points, "z")
+    inside = (points - frame.centre) @ frame.turn.T / frame.radius
+    assert float(inside.norm(dim=1).max()) == pytest.approx(0.98)
+    # What was up (z) is y now, and nothing is mirrored.
+    assert float(torch.corrcoef(torch.stack([inside[:, 1], points[:, 2]]))[0, 1]) == pytest.approx(1)
+    assert float(torch.linalg.det(frame.turn)) == pytest.approx(1)
+    # A camera brought into the network's world shows the same points at the same pixels.
+    eye = torch.tensor([20.0, 3.0, 11.0], dtype=torch.float64)
+    pose = look_at(eye, frame.centre, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+    camera = Camera(pose, 100.0, 90.0, 31.0, 33.0, 64, 64)
+    torch.testing.assert_close(
+        frame.into_network(camera).project(inside)[:, :2], camera.project(points)[:, :2]
+    )
+    with pytest.raises(InputError, match="all of it is one point"):
+        part_frame(points[:1].expand(9, 3), "y")
+
+
+def test_a_meshs_views_are_those_that_the_network_learns_from() -> None:
+    """Two renderers: the generator's ray caster on a chair of boxes, and the mesh of the same boxes."""
+    pytest.importorskip("trimesh")
+    pytest.importorskip("embreex")
+    from prepare.generate.chair_parts import Chair, Component, Solid
+    from prepare.generate.chair_render import grey_view
+    from prepare.generate.chairs import ChairSettings, cell_points, view_cameras
+    from prepare.generate.shapes import Box
+    from prepare.mesh import mesh_of
+
+    boxes = [((0.0, 0.1, 0.0), (0.5, 0.1, 0.4)), ((0.0, 0.5, -0.35), (0.5, 0.3, 0.05))]
+    corners = []
+    for centre, half in boxes:
+        grid = np.array(centre) + np.array(half) * np.array(
+            [[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]
+        )
+        for a, b, c, d in (
+            (0, 1, 3, 2),
+            (4, 6, 7, 5),
+            (0, 4, 5, 1),
+            (2, 3, 7, 6),
+            (0, 2, 6, 4),
+            (1, 5, 7, 3),
+        ):
+            corners += [grid[[a, b, c]], grid[[a, c, d]]]
+    mesh = mesh_of(np.array(corners))
+    frame = part_frame(torch.from_numpy(mesh.vertices), "y")
+    solids = tuple(
+        Solid(Box(tuple(np.array(half) / frame.radius), 1e-4), (np.array(centre) - frame.centre.numpy()) / frame.radius, np.eye(3))
+        for centre, half in boxes
+    )  # fmt: skip
+    chair = Chair("boxes", (Component("SeatSurface", "seat", solids, "seat"),))
+    cameras = [camera for _, _, camera in view_cameras(ChairSettings(px=64, views=8))][::3]
+    views = views_of_mesh(mesh, cameras, frame)
+    for number, camera in enumerate(cameras):
+        theirs = grey_view(chair, camera, 3)
+        gap = (views.pictures[number, ..., 0].double() / 255 - torch.from_numpy(theirs.grey)).abs()
+        assert float(gap.mean()) < 0.004
+        assert float((gap > 0.02).double().mean()) < 0.03  # a rim of some pixels
+        points = torch.from_numpy(cell_points(chair.solids(), camera, theirs.hits, 3)).flatten(0, 1)
+        both = points.isfinite().all(dim=1) & views.xyz[number].isfinite().all(dim=1)
+        assert int(both.sum()) > 10
+        assert float((points - views.xyz[number]).norm(dim=1)[both].median()) < 0.02
+
+
+def test_a_small_part_is_brought_near_and_boxes_and_maps_find_back() -> None:
+    rgb = torch.ones(100, 200, 3)
+    rgb[20:40, 150:180] = 0.3
+    photo = frame_photo(rgb, None, 64, near=True)
+    assert photo.side == 40  # 30 px of it fill three quarters
+    dark = (photo.picture[0] < 0.5).nonzero()
+    assert abs(int(dark[:, 1].max() - dark[:, 1].min()) + 1 - 48) <= 1
+    # The frame's middle is the part's: (165, 30) in the photo.
+    x, y, w, h = _box_on_photo((0.5, 0.5, 0.25, 0.5), photo, 64)
+    assert (x + w / 2, y + h / 2, w, h) == pytest.approx((165, 30, 10, 20))
+    cells = torch.zeros(8, 8)
+    cells[3:5, 3:5] = 1
+    whole = _on_photo(cells, photo)
+    assert whole.shape == (100, 200)
+    rows, columns = (whole == whole.max()).nonzero().double().mean(dim=0).tolist()
+    assert (columns + 0.5, rows + 0.5) == pytest.approx((165, 30), abs=0.6)
+    assert frame_photo(rgb, None, 64).side == 200
+
+
+def test_kept_features_answer_as_new_ones(pack_folder: Path, tmp_path: Path) -> None:
+    predictor = Predictor(_network())
+    reference = predictor.encode(views_of_pack(ShapePairs.open(pack_folder), 0))
+    path = tmp_path / "kept.safetensors"
+    assert load_encoded(path, "a") is None
+    save_encoded(path, reference, "a")
+    kept = load_encoded(path, "a")
+    assert kept is not None
+    photo = frame_photo(_photo(pack_folder, 0), None, 64)
+    assert predictor.predict([photo], kept)[0].score == predictor.predict([photo], reference)[0].score
+    assert load_encoded(path, "another part's") is None
+    path.write_bytes(path.read_bytes()[:100])
+    assert load_encoded(path, "a") is None
 
 
 def test_ring_has_no_view_twice() -> None:
