@@ -88,8 +88,8 @@ def frame_photo(
 ) -> Photo:
     """`rgb` in [0, 1] on white, made square by white at its sides and resampled to `px`; the part's shape is kept.
 
-    Without alpha the part is what differs from a white ground, less its soft shadow. With `near` a part that is small in the frame (less than
-    half of it) is brought near: the photos that the network learns from are filled by theirs.
+    Without alpha the part is what differs from a white ground, less its soft shadow. With `near` a part that is small in
+    the frame (less than half of it) is brought near: the photos that the network learns from are filled by theirs.
 
     Raises: InputError where nothing of the part is left.
     """

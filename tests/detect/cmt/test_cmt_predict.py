@@ -250,9 +250,13 @@ def test_a_meshs_views_are_those_that_the_network_learns_from() -> None:
     mesh = mesh_of(np.array(corners))
     frame = part_frame(torch.from_numpy(mesh.vertices), "y")
     solids = tuple(
-        Solid(Box(tuple(np.array(half) / frame.radius), 1e-4), (np.array(centre) - frame.centre.numpy()) / frame.radius, np.eye(3))
+        Solid(
+            Box(tuple(np.array(half) / frame.radius), 1e-4),
+            (np.array(centre) - frame.centre.numpy()) / frame.radius,
+            np.eye(3),
+        )
         for centre, half in boxes
-    )  # fmt: skip
+    )
     chair = Chair("boxes", (Component("SeatSurface", "seat", solids, "seat"),))
     cameras = [camera for _, _, camera in view_cameras(ChairSettings(px=64, views=8))][::3]
     views = views_of_mesh(mesh, cameras, frame)
@@ -264,7 +268,8 @@ def test_a_meshs_views_are_those_that_the_network_learns_from() -> None:
         points = torch.from_numpy(cell_points(chair.solids(), camera, theirs.hits, 3)).flatten(0, 1)
         both = points.isfinite().all(dim=1) & views.xyz[number].isfinite().all(dim=1)
         assert int(both.sum()) > 10
-        assert float((points - views.xyz[number]).norm(dim=1)[both].median()) < 0.02
+        # Ours are at a pixel beside the cell's middle: a pixel is 0.034 wide there, a cell 0.27.
+        assert float((points - views.xyz[number]).norm(dim=1)[both].median()) < 0.06
 
 
 def test_a_small_part_is_brought_near_and_boxes_and_maps_find_back() -> None:
