@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from prepare.camera import Camera
 from prepare.generate.chair_materials import GAMMA, Lighting, Texture
 from prepare.generate.chair_parts import Chair, Cutter, Solid, local_normals
+from prepare.generate.raycast import ray_slopes
 from prepare.generate.shapes import Ray, turned
 from prepare.mesh import GREY
 from prepare.mesh_render import shade
@@ -47,7 +48,7 @@ def cast(solids: Sequence[Solid], camera: Camera, supersample: int = 1) -> Hits:
     """The first of `solids` on the rays through `supersample` x `supersample` cells of every pixel."""
     matrix = camera.world_to_cam.double().numpy()
     rotation, centre = matrix[:3, :3], -matrix[:3, :3].T @ matrix[:3, 3]
-    x, y = slopes(camera, supersample)
+    x, y = ray_slopes(camera, supersample)
     depth = np.full((y.size, x.size), np.inf, np.float32)
     winner = np.full((y.size, x.size), -1, np.int16)
     if not solids:
@@ -86,18 +87,6 @@ def cast_points(
     return nearest
 
 
-def slopes(
-    camera: Camera, supersample: int
-) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " rows"]]:
-    """x / z of the columns of sub-pixel rays and y / z of the rows."""
-    u = (np.arange(camera.width * supersample) + 0.5) / supersample
-    v = (np.arange(camera.height * supersample) + 0.5) / supersample
-    return (
-        ((u - camera.cx) / camera.fl_x).astype(np.float32),
-        ((v - camera.cy) / camera.fl_y).astype(np.float32),
-    )
-
-
 @dataclass(frozen=True)
 class Surface:
     """The surface where rays hit, in row-major order of the hits."""
@@ -122,7 +111,7 @@ def surface(
     """Points, normals and (with a texture) colours of `hits`."""
     matrix = camera.world_to_cam.double().numpy()
     rotation, centre = matrix[:3, :3], -matrix[:3, :3].T @ matrix[:3, 3]
-    x, y = slopes(camera, supersample)
+    x, y = ray_slopes(camera, supersample)
     rows, columns = np.nonzero(hits.solid >= 0)
     depth = hits.depth[rows, columns]
     away = turned(np.stack([x[columns], y[rows], np.ones_like(depth)], axis=1), rotation.T.astype(np.float32))
@@ -300,7 +289,7 @@ def _floor(
         return
     matrix = camera.world_to_cam.double().numpy()
     rotation, centre = matrix[:3, :3], -matrix[:3, :3].T @ matrix[:3, 3]
-    x, y = slopes(camera, 1)
+    x, y = ray_slopes(camera, 1)
     down = (rotation[0, 1] * x)[None, :] + (rotation[1, 1] * y + rotation[2, 1])[:, None]
     t = np.where(down < -1e-4, (floor - centre[1]) / np.minimum(down, -1e-4), 0).astype(np.float32)
     rows, columns = np.nonzero((t > 0) & (t < 8))

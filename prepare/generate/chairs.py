@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +45,12 @@ from prepare.generate.chair_render import (
     cast_points,
     grey_view,
     photograph,
-    slopes,
 )
 from prepare.generate.chair_shapes import make_chair
+from prepare.generate.made_folder import check_name, check_ranges, claim_folder, make_all
+from prepare.generate.raycast import ray_slopes
 from prepare.shape_pairs import PACK, SPLITS, TYPES, PairSizes, PairWriter, ShapePairs, cell_share
 
-MARKER = "generator.json"
 PACKED = "packed"
 GENERATOR_VERSION = 1  # raised whenever the same settings give other pictures
 FOCAL = 355.0 / 256.0  # of the picture's width: BrokenChairs' lens for views
@@ -123,7 +120,7 @@ def generate_chairs(
     waiting = [number for number in range(settings.shapes) if not writer.done(_piece(number))]
     done = settings.shapes - len(waiting)
     report(done, settings.shapes)
-    for _ in _make_all(folder, settings, waiting, workers):
+    for _ in make_all(partial(_make_shape, folder, settings), waiting, workers):
         done += 1
         report(done, settings.shapes)
     notes = [json.loads(writer.note(_piece(number))) for number in range(settings.shapes)]
@@ -218,7 +215,7 @@ def cell_points(
     """World surface point at each cell's middle, else at its sub-pixel nearest to the middle, NaN where it shows nothing."""
     coarse = camera.resized(camera.width // cell, camera.height // cell)
     middle = cast(solids, coarse)
-    x, y = slopes(coarse, 1)
+    x, y = ray_slopes(coarse, 1)
     slope = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1).astype(np.float64)
     depth = middle.depth.astype(np.float64)
     block = cell * supersample
@@ -229,7 +226,7 @@ def cell_points(
     hit = np.isfinite(fine[..., order])
     chosen = order[hit.argmax(axis=-1)]
     instead = ~np.isfinite(depth) & hit.any(axis=-1)
-    fine_x, fine_y = slopes(camera, supersample)
+    fine_x, fine_y = ray_slopes(camera, supersample)
     r, c = np.nonzero(instead)
     within = chosen[r, c]
     depth[r, c] = fine[r, c, within]
@@ -561,73 +558,23 @@ def _writer(folder: Path, settings: ChairSettings) -> PairWriter:
     return PairWriter(folder / PACKED, pair_sizes(settings))
 
 
-def _make_all(folder: Path, settings: ChairSettings, numbers: list[int], workers: int) -> Iterator[int]:
-    """Make the shapes `numbers`, yielding each as it is done."""
-    workers = min(workers or os.cpu_count() or 1, len(numbers))
-    if workers <= 1:
-        for number in numbers:
-            yield _make_shape(folder, settings, number)
-        return
-    # A forked child of a process that used torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        pending = {pool.submit(_make_shape, folder, settings, number) for number in numbers}
-        try:
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
 def claim(folder: Path, name: str, settings: ChairSettings) -> None:
     """Mark `folder` as ours with these settings, or see that it is.
 
     Raises: UsageError where it is not.
     """
     wanted = {"kind": "chairs", "generator_version": GENERATOR_VERSION, "name": name, **asdict(settings)}
-    marker = folder / MARKER
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: a folder is wanted here, got a file; choose another --out or --name")
-    if not marker.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(
-                f"{folder}: has files that `splatad generate chairs` did not make, and nothing is overwritten; "
-                "choose another --out or --name"
-            )
-        write_json(marker, wanted)
-        return
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        differing = [key for key, value in wanted.items() if found.get(key) != value]
-    except (ValueError, AttributeError, OSError) as error:
-        raise UsageError(
-            f"{marker}: cannot be read as the settings of an earlier run; choose another --out or --name"
-        ) from error
-    if differing:
-        changes = ", ".join(f"{key} was {found.get(key)!r}, now {wanted[key]!r}" for key in differing)
-        raise UsageError(
-            f"{folder}: was made with other settings ({changes}); give the same ones to finish it, or another --name"
-        )
+    claim_folder(folder, "splatad generate chairs", wanted)
 
 
 def check(name: str, settings: ChairSettings, workers: int) -> None:
     """Raises: UsageError for a value out of its range."""
-    if not name or name in (".", "..") or Path(name).name != name or "\\" in name:
-        raise UsageError(f"--name: a plain folder name is wanted, got {name!r}; leave out slashes")
+    check_name(name)
     ranges = {
         "seed": (0, 2**31 - 1), "shapes": (1, 100_000), "photos_per_shape": (2, 1000), "views": (1, 200),
         "px": (64, 1024), "points": (32, 100_000), "supersample": (1, 4),
     }  # fmt: skip
-    for key, (low, high) in ranges.items():
-        value = getattr(settings, key)
-        if not low <= value <= high:
-            raise UsageError(
-                f"--{key.replace('_', '-')}: from {low} to {high} is wanted, got {value}; choose a value in that range"
-            )
+    check_ranges(settings, ranges)
     if settings.photos_per_shape % 2:
         raise UsageError(
             f"--photos-per-shape: an even number is wanted, got {settings.photos_per_shape}: every photo with an anomaly"

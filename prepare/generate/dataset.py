@@ -7,13 +7,9 @@ number alone, so a run that was stopped is taken up where it stood, and the numb
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import get_args
@@ -27,6 +23,7 @@ from prepare.atomic_write import write_json, write_with
 from prepare.camera import Camera, focal_from_fov, look_at, to_opengl_cam_to_world
 from prepare.errors import InputError, UsageError
 from prepare.generate.defects import DEFECT_PX, DefectKind, photograph_defect
+from prepare.generate.made_folder import check_name, check_ranges, claim_folder, make_all
 from prepare.generate.objects import Family, make_object
 from prepare.generate.parts import Assembly
 from prepare.generate.raycast import LightMaps, light, photograph
@@ -36,7 +33,6 @@ CAMERA_RADIUS = 3.0  # world units from the origin
 TOP_ELEVATION_DEG = 82.0
 GENERATOR_VERSION = 1  # raised whenever the same settings give other pictures
 LEAST_DEFECT_PX = 4  # of --defect-px
-MARKER = "generator.json"
 KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
 
 
@@ -101,14 +97,23 @@ def generate(
     """
     _check(name, settings, workers)
     folder = out / name
-    _claim(folder, name, settings)
+    claim_folder(
+        folder,
+        "splatad generate",
+        {
+            "generator_version": GENERATOR_VERSION, "name": name, **asdict(settings),
+            "defect_px": list(settings.defect_px),  # as JSON reads it
+        },
+        beside={"package_version": _package_version()},
+        defaults={"defect_px": list(DEFECT_PX)},
+    )  # fmt: skip
     photos = list(_photos(settings))
     waiting = [photo for photo in photos if not _is_there(folder, photo)]
     done = len(photos) - len(waiting)
     report = on_progress or (lambda _done, _all: None)
     report(done, len(photos))
 
-    for _photo in _make_all(folder, settings, waiting, workers):
+    for _photo in make_all(partial(_make, folder, settings), waiting, workers):
         done += 1
         report(done, len(photos))
     # Written last: a folder with transforms.json is complete.
@@ -182,29 +187,6 @@ def _rng(settings: Settings, photo: Photo, purpose: int) -> np.random.Generator:
     return np.random.default_rng([settings.seed, groups.index(photo.group), photo.index, purpose])
 
 
-def _make_all(folder: Path, settings: Settings, photos: list[Photo], workers: int) -> Iterator[Photo]:
-    """Make `photos`, yielding each as it is done."""
-    workers = min(workers or os.cpu_count() or 1, len(photos))
-    if workers <= 1:
-        for photo in photos:
-            yield _make(folder, settings, photo)
-        return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a forked child of a process that used torch's threads can hang
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        pending = {pool.submit(_make, folder, settings, photo) for photo in photos}
-        try:
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _make(folder: Path, settings: Settings, photo: Photo) -> Photo:
     """Render one photo, and its mask where it has one, into `folder`."""
     product = _product(settings.family, settings.seed)
@@ -264,39 +246,6 @@ def _cam_to_world(camera: Camera) -> list[list[float]]:
     return to_opengl_cam_to_world(camera.world_to_cam).tolist()
 
 
-def _claim(folder: Path, name: str, settings: Settings) -> None:
-    """Mark `folder` as ours with these settings, or see that it is.
-
-    Raises: UsageError where it is not.
-    """
-    wanted = {"generator_version": GENERATOR_VERSION, "name": name, **asdict(settings)}
-    wanted["defect_px"] = list(settings.defect_px)  # as JSON reads it
-    marker = folder / MARKER
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: a folder is wanted here, got a file; choose another --out or --name")
-    if not marker.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(
-                f"{folder}: has files that `splatad generate` did not make, and nothing is overwritten; "
-                "choose another --out or --name"
-            )
-        write_json(marker, {**wanted, "package_version": _package_version()})
-        return
-    try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        found.setdefault("defect_px", list(DEFECT_PX))  # older folders do not name it
-        differing = [key for key, value in wanted.items() if found.get(key) != value]
-    except (ValueError, AttributeError, OSError) as error:
-        raise UsageError(
-            f"{marker}: cannot be read as the settings of an earlier run; choose another --out or --name"
-        ) from error
-    if differing:
-        changes = ", ".join(f"{key} was {found.get(key)!r}, now {wanted[key]!r}" for key in differing)
-        raise UsageError(
-            f"{folder}: was made with other settings ({changes}); give the same ones to finish it, or another --name"
-        )
-
-
 def _package_version() -> str:
     try:
         return metadata.version("splatad")
@@ -310,8 +259,7 @@ def _check(name: str, settings: Settings, workers: int) -> None:
         raise UsageError(
             f"--family: one of {', '.join(get_args(Family))} is wanted, got {settings.family!r}; choose one"
         )
-    if not name or name in (".", "..") or Path(name).name != name or "\\" in name:
-        raise UsageError(f"--name: a plain folder name is wanted, got {name!r}; leave out slashes")
+    check_name(name)
     ranges = {
         "seed": (0, 2**31 - 1),
         "views": (1, 10_000),
@@ -321,12 +269,7 @@ def _check(name: str, settings: Settings, workers: int) -> None:
         "supersample": (1, 4),
         "noise": (0.0, 0.2),
     }
-    for key, (low, high) in ranges.items():
-        value = getattr(settings, key)
-        if not low <= value <= high:
-            raise UsageError(
-                f"--{key.replace('_', '-')}: from {low} to {high} is wanted, got {value}; choose a value in that range"
-            )
+    check_ranges(settings, ranges)
     smallest, largest = settings.defect_px
     if not LEAST_DEFECT_PX <= smallest < largest <= 400**2:
         raise UsageError(

@@ -75,7 +75,7 @@ def cast(parts: Sequence[Part], camera: Camera, supersample: int = 1) -> Hits:
     Each part is tested only on the rays within the screen rectangle of its bounding box.
     """
     rotation, centre = _pose(camera)
-    x, y = _ray_slopes(camera, supersample)
+    x, y = ray_slopes(camera, supersample)
     depth = np.full((y.size, x.size), np.inf, np.float32)
     winner = np.full((y.size, x.size), -1, np.int32)
     for index, part in enumerate(parts):
@@ -112,7 +112,7 @@ def cast(parts: Sequence[Part], camera: Camera, supersample: int = 1) -> Hits:
 def surface(assembly: Assembly, camera: Camera, supersample: int, hits: Hits) -> Surface:
     """Points, normals and colours where `hits` (of the same assembly, camera and supersampling) says that parts are."""
     rotation, centre = _pose(camera)
-    x, y = _ray_slopes(camera, supersample)
+    x, y = ray_slopes(camera, supersample)
     rows, columns = np.nonzero(hits.part >= 0)
     depth = hits.depth[rows, columns]
     in_camera = np.stack([x[columns] * depth, y[rows] * depth, depth], axis=1)
@@ -325,7 +325,7 @@ def _pose(camera: Camera) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "
     return matrix[:3, :3], -matrix[:3, :3].T @ matrix[:3, 3]
 
 
-def _ray_slopes(
+def ray_slopes(
     camera: Camera, supersample: int
 ) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " rows"]]:
     """x / z of the columns of sub-pixel rays and y / z of the rows."""
