@@ -161,10 +161,11 @@ class Identifier:
             c = lens.camera
             key = size_px if straight else (size_px, lens.distortion, c.fl_x, c.fl_y, c.cx, c.cy)
             if key not in decoded:
-                decoded[key] = self.inspectors[name].read(path, lens)
+                decoded[key] = self.inspectors[name].decode(path, lens)
             image = decoded[key]
             height, width = image.alpha.shape
-            photos[name] = (replace(image, camera=c.resized(width, height)), lens)
+            own = replace(image, camera=c.resized(width, height))
+            photos[name] = (self.inspectors[name].cut_out(own, lens), lens)
         return photos
 
 

@@ -109,9 +109,15 @@ class Inspector:
         Raises: InputError as `inspect`.
         """
         lens = lens or self.lens(path)
+        return self.cut_out(self.decode(path, lens), lens)
+
+    def decode(self, path: Path, lens: QueryLens) -> ViewImage:
+        """The photo in `path` scaled and undistorted, with all that it shows.
+
+        Raises: InputError as `inspect`.
+        """
         longest_px = self.loaded.reference.size_px
-        image = load_query_image(path, longest_px=longest_px, camera=lens.camera, distortion=lens.distortion)
-        return self.cut_out(image, lens)
+        return load_query_image(path, longest_px=longest_px, camera=lens.camera, distortion=lens.distortion)
 
     def cut_out(self, image: ViewImage, lens: QueryLens | None = None) -> ViewImage:
         """`image` with the part alone, where it is cluttered and shows the surroundings that the reference photos show.

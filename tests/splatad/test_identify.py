@@ -171,13 +171,13 @@ def test_a_file_that_is_no_photo_is_refused(loaded, tmp_path):
 
 def test_a_photo_is_decoded_once_for_references_that_want_the_same_of_it(loaded, folder, monkeypatch):
     read = []
-    real = Inspector.read
+    real = Inspector.decode
 
-    def counted(self, path, lens=None):
+    def counted(self, path, lens):
         read.append(path)
         return real(self, path, lens)
 
-    monkeypatch.setattr(Inspector, "read", counted)
+    monkeypatch.setattr(Inspector, "decode", counted)
     identifier(loaded, "toy", "other", "black").identify(folder / "blank.png")
     assert len(read) == 1
 
@@ -204,3 +204,15 @@ def test_a_guessed_focal_length_is_refined_when_references_are_compared_too(toy,
         assert set(used) == {guessed}
         assert inspector.config_for(lens).levenberg.focal == guessed
         used.clear()
+
+
+def test_what_one_reference_cuts_away_stays_for_the_others(loaded, folder, monkeypatch):
+    every = identifier(loaded, "toy", "other")
+
+    def blackened(image: ViewImage, lens: object = None) -> ViewImage:
+        return replace(image, rgb=torch.zeros_like(image.rgb))
+
+    monkeypatch.setattr(every.inspectors["toy"], "cut_out", blackened)
+    photos = every._read(folder / "toy_0.png")
+    assert float(photos["toy"][0].rgb.max()) == 0.0
+    assert float(photos["other"][0].rgb.max()) > 0.5
