@@ -236,7 +236,7 @@ def _told(file: MeshFile, settings: MeshSettings, up: Axis, renderer: str) -> li
     size = np.ptp(mesh.bounds, axis=0)
     unit = settings.unit or file.unit
     source = "as --unit says" if settings.unit else file.unit_source
-    colour = "grey, as the file has no colour: photos are compared by outline (fit --appearance colour compares the shading)"
+    colour = "grey, as the file has no colour: photos are compared by geometry (fit --appearance colour compares the shading)"
     if mesh.coloured:
         colour = f"{len(mesh.textures)} texture(s)" if mesh.textures else "colours of the file"
     lines = [
