@@ -36,10 +36,8 @@ OTHER_DEG = 5.0  # cameras further apart than this are different answers
 # A different camera whose cost is within this factor of the best's explains the photo as well.
 AMBIGUOUS = 1.15
 OUTLINE_ALIKE = 3.0  # likewise where outlines alone were compared and inner edges decide
-TIED, MOST_TIED = (
-    1.1,
-    8,
-)  # likewise; so many are followed where a part looks nearly the same from several sides
+TIED = 1.1  # likewise where a part looks nearly the same from several sides
+MOST_TIED = 8  # of which so many are followed
 ACROSS = 0.05  # cosine of axes at right angles
 MOST_TURNED = 23  # sides tried by what is known of the part's symmetry
 LEAST_COST = 1e-5  # mean robust loss a pixel below which differences mean nothing
@@ -517,7 +515,9 @@ def _turned(alike: list[Camera], centre: Float[Tensor, "xyz=3"]) -> list[Camera]
         known = (camera.world_to_cam.double() for camera in (*alike, *found))
         if all(turn_deg(pose, other) >= OTHER_DEG for other in known):
             found.append(alike[0].moved(pose.to(alike[0].world_to_cam.dtype)))
-    return found[:MOST_TURNED]
+            if len(found) == MOST_TURNED:
+                break
+    return found
 
 
 def _axis(turn: Float[Tensor, "3 3"]) -> Float[Tensor, "xyz=3"]:

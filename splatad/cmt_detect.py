@@ -16,13 +16,13 @@ import torch
 from prepare.errors import InputError, UsageError
 from prepare.image import list_images
 from splatad.cmt_inputs import network_device, open_predictor
-from splatad.cmt_inspector import ShapeInspection, ShapeInspector, calibrated_on
+from splatad.cmt_inspector import ShapeInspector, calibrated_on
 from splatad.cmt_output import MAP_RANGE, shape_report_photo, shape_row, write_shape_photo
 from splatad.cmt_reference import ShapeReference, is_mesh, reference_of_mesh, reference_of_splats
 from splatad.inspector import Inspector
 from splatad.reference_dir import choose_device, find_reference
 from splatad.report import ReportPhoto, ReportRun, write_report
-from splatad.run_output import output_folders, photo_names, write_table
+from splatad.run_output import each_readable, output_folders, photo_names, write_table
 from splatad.run_record import machine, versions
 from splatad.terminal import Terminal
 from splatad.threads import leave_cores_to_the_kernel
@@ -71,29 +71,15 @@ def detect_shapes(config: Detect) -> int:
     }
     rows: list[dict[str, object]] = []
     failures: list[str] = []
-    shown = photo_names(paths)
-
-    def results() -> Iterator[tuple[str, ShapeInspection]]:
-        with terminal.bar("comparing photos", len(paths)) as bar:
-            for path, place in zip(paths, output_folders(shown), strict=True):
-                try:
-                    result = inspector.inspect(path)
-                except InputError as error:
-                    if len(paths) == 1:
-                        raise
-                    failures.append(str(error))
-                    bar.advance()
-                    continue
-                bar.advance()
-                yield place, result
+    places = output_folders(photo_names(paths))
 
     def photos() -> Iterator[ReportPhoto]:
-        for place, result in results():
-            write_shape_photo(out / place, result, reference, network)
+        for number, result in each_readable(
+            terminal, "comparing photos", paths, lambda number: inspector.inspect(paths[number]), failures
+        ):
+            write_shape_photo(out / places[number], result, reference, network)
             rows.append(shape_row(result))
             yield shape_report_photo(result, reference)
-        if not rows:
-            raise InputError(f"none of the {len(paths)} photos could be read: {failures[0]}")
 
     was_there = out.exists()
     try:

@@ -9,9 +9,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,11 +21,15 @@ import splatad
 from detect.defect_kind import DefectKind
 from detect.defects import Defect
 from prepare.atomic_write import write_bytes, write_json, write_text
+from prepare.errors import InputError
 from splatad.inspector import Inspection, verdict_document
 from splatad.pictures import circle_defects, overlay_map, side_by_side, to_bytes, verdict_banner
 from splatad.reference_dir import LoadedReference
 from splatad.report import ReportDefect, ReportPhoto
 from splatad.run_record import machine, versions
+from splatad.terminal import Terminal
+
+Result = TypeVar("Result")
 
 KIND_WORDS: dict[DefectKind, str] = {
     "missing": "something missing",
@@ -126,6 +130,31 @@ def footer(loaded: LoadedReference, device: torch.device) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "fit": json.dumps(dict(loaded.reference.settings), indent=1),
     }
+
+
+def each_readable(
+    terminal: Terminal, what: str, paths: Sequence[Path], look: Callable[[int], Result], failures: list[str]
+) -> Iterator[tuple[int, Result]]:
+    """The number of each of `paths` and what `look` gives for that number, under a progress bar called `what`.
+
+    What is said of unreadable photos goes into `failures`. Raises: InputError where none is readable.
+    """
+    read = 0
+    with terminal.bar(what, len(paths)) as bar:
+        for number in range(len(paths)):
+            try:
+                result = look(number)
+            except InputError as error:
+                if len(paths) == 1:
+                    raise
+                failures.append(str(error))
+                bar.advance()
+                continue
+            read += 1
+            bar.advance()
+            yield number, result
+    if not read:
+        raise InputError(f"none of the {len(paths)} photos could be read: {failures[0]}")
 
 
 def photo_names(paths: Sequence[Path]) -> list[str]:

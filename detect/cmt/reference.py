@@ -6,24 +6,19 @@ unit sphere, y up (`PartFrame`). Grey views have the light of `prepare.mesh_rend
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from detect.cmt.encoder import CELL_PX
-from prepare.atomic_write import write_with
-from prepare.camera import Camera, look_at
+from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.mesh import GREY, Axis, Mesh
 from prepare.mesh_render import AMBIENT, HEAD, SKY, MeshPainter, RendererName, shade, surface_finder
@@ -32,8 +27,6 @@ from recon.gaussians import Gaussians
 from recon.rasterize import RasterOptions, rasterize
 
 Shading = Literal["grey", "colour"]
-FORMAT = "splatad-cmt-views-1"
-DISTANCE, FOCAL = 3.0, 355.0 / 256.0  # of BrokenChairs' views: radii, and sides of the picture
 _UP = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
 _FILLED = 0.98  # radius of the part in the network's world, as of the chairs that it learns from
 _SOLID = 0.5  # alpha from which a pixel shows the part
@@ -135,25 +128,6 @@ def registration_error(views: ReferenceViews) -> float:
         # Per axis: a point of the cell's corner is half a cell off in both.
         gaps.append((uv - middle).mean(dim=0).abs().max().expand(len(points)))
     return float(torch.cat(gaps).median())
-
-
-def ring_cameras(
-    count: int, px: int, elevations_deg: Sequence[float] = (20.0,), up: Literal["y", "z"] = "z"
-) -> list[Camera]:
-    """`count` cameras on each ring round the origin, all azimuths distinct, at BrokenChairs' distance and lens."""
-    cameras = []
-    axis = torch.tensor([0.0, 1.0, 0.0] if up == "y" else [0.0, 0.0, 1.0], dtype=torch.float64)
-    for elevation in elevations_deg:
-        for number in range(count):
-            azimuth, height = 2 * math.pi * number / count, math.radians(elevation)
-            flat = [math.cos(height) * math.cos(azimuth), math.cos(height) * math.sin(azimuth)]
-            place = (
-                [flat[0], math.sin(height), -flat[1]] if up == "y" else [flat[0], flat[1], math.sin(height)]
-            )
-            eye = torch.tensor(place, dtype=torch.float64) * DISTANCE
-            pose = look_at(eye, torch.zeros(3, dtype=torch.float64), axis)
-            cameras.append(Camera(pose, FOCAL * px, FOCAL * px, px / 2, px / 2, px, px))
-    return cameras
 
 
 def views_of_splats(
@@ -275,36 +249,6 @@ def cells_of(
     points = _unprojected(u, v, deep.gather(1, nearest[:, None])[:, 0], camera)
     points = torch.where(solid.any(dim=1, keepdim=True), points, torch.nan)
     return by_cell(alpha).mean(dim=1).float(), points.float()
-
-
-def save_views(path: Path, views: ReferenceViews) -> None:
-    """Write the views to one .safetensors file, atomically."""
-    tensors = {
-        "pictures": views.pictures.contiguous(),
-        "share": views.share,
-        "xyz": views.xyz,
-        "world_to_cam": views.world_to_cam,
-        "intrinsics": views.intrinsics,
-    }
-    header = {"format": FORMAT, "about": json.dumps({"views": len(views.pictures), "px": views.px})}
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata=header))
-
-
-def load_views(path: Path) -> ReferenceViews:
-    """What `save_views` wrote.
-
-    Raises: InputError where the file is missing, damaged or of another kind, and as `check_views`.
-    """
-    names = ("pictures", "share", "xyz", "world_to_cam", "intrinsics")
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("format") != FORMAT:
-                raise InputError(f"{path}: not the views of a reference; make them again")
-            views = ReferenceViews(*(file.get_tensor(name) for name in names))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as views ({error}); make them again") from error
-    check_views(views, str(path))
-    return views
 
 
 def _stacked(

@@ -62,7 +62,6 @@ class Detect:
 
 
 Command = Detect
-MESHES = (".stl", ".obj", ".ply", ".glb", ".gltf", ".off")
 _OF_A_KNOWN_PART = (
     "score",
     "score_divided_by",
@@ -85,6 +84,7 @@ def run(config: Detect) -> int:
 
     from prepare.errors import InputError, UsageError
     from prepare.image import list_images
+    from prepare.mesh import MESH_SUFFIXES
     from splatad.defect_output import (
         PhotoDefects,
         photo_defects,
@@ -96,7 +96,14 @@ def run(config: Detect) -> int:
     from splatad.inspector import Inspector
     from splatad.reference_dir import choose_device, find_reference
     from splatad.report import write_report
-    from splatad.run_output import output_folders, photo_names, verdict_row, write_photo, write_table
+    from splatad.run_output import (
+        each_readable,
+        output_folders,
+        photo_names,
+        verdict_row,
+        write_photo,
+        write_table,
+    )
     from splatad.terminal import Terminal
     from splatad.threads import leave_cores_to_the_kernel
     from splatad.workspace import open_workspace
@@ -111,7 +118,7 @@ def run(config: Detect) -> int:
         raise UsageError("--network, --up: for --detector cmt alone")
     if (
         config.reference is not None
-        and config.reference.suffix.lower() in MESHES
+        and config.reference.suffix.lower() in MESH_SUFFIXES
         and config.reference.is_file()
     ):
         raise UsageError(
@@ -145,6 +152,7 @@ def run(config: Detect) -> int:
     out = config.out or workspace.runs / f"{_now()}-{what}"
     terminal = Terminal()
     names_shown = photo_names(paths)
+    places = output_folders(names_shown)
     failures: list[str] = []
     rows: list[dict[str, object]] = []
     found: list[PhotoDefects] = []
@@ -156,24 +164,13 @@ def run(config: Detect) -> int:
         name = only.loaded.reference.name
         return Identified(name, name, only.inspect(path), ())
 
-    def results() -> Iterator[tuple[str, Identified]]:
-        """Each readable photo's folder and result; the first photo of all must be readable or there is nothing to do."""
-        with terminal.bar("inspecting photos", len(paths)) as bar:
-            for path, name, place in zip(paths, names_shown, output_folders(names_shown), strict=True):
-                try:
-                    result = identified(path)
-                except InputError as error:
-                    if len(paths) == 1:
-                        raise
-                    failures.append(str(error))
-                    bar.advance()
-                    continue
-                bar.advance()
-                yield place, replace(result, inspection=replace(result.inspection, name=name))
-
     def shown() -> Iterator[ReportPhoto]:
-        for place, result in results():
-            inspection = result.inspection
+        for number, result in each_readable(
+            terminal, "inspecting photos", paths, lambda number: identified(paths[number]), failures
+        ):
+            place = places[number]
+            inspection = replace(result.inspection, name=names_shown[number])
+            result = replace(result, inspection=inspection)
             loaded = inspectors[result.nearest].loaded if several and result.nearest else only.loaded
             write_photo(out / place, inspection, loaded, _document(result, inspectors))
             known_part = None if several and result.name is None else loaded.reference
@@ -191,8 +188,6 @@ def run(config: Detect) -> int:
             known = {} if result.name is not None else {"score": ""}
             rows.append({"photo": row["photo"], "reference": result.name or ""} | row | known)
             yield _report_photo(result, inspectors)
-        if not rows:
-            raise InputError(f"none of the {len(paths)} photos could be read: {failures[0]}")
 
     was_there = out.exists()
     part: FusedPart | None = None

@@ -58,7 +58,7 @@ def run(config: Pose) -> int:
     from splatad.pictures import to_bytes
     from splatad.pose_output import PosedPhoto, camera_document, camera_picture, camera_row
     from splatad.reference_dir import choose_device, find_reference, load_whole_reference
-    from splatad.run_output import output_folders, photo_names, write_table
+    from splatad.run_output import each_readable, output_folders, photo_names, write_table
     from splatad.terminal import Terminal
     from splatad.threads import leave_cores_to_the_kernel
     from splatad.workspace import open_workspace
@@ -81,25 +81,21 @@ def run(config: Pose) -> int:
     rows: list[dict[str, object]] = []
     believed: dict[str, tuple[Path, PosedPhoto]] = {}
 
-    with terminal.bar("finding cameras", len(paths)) as bar:
-        for path, name, place in zip(paths, names, output_folders(names), strict=True):
-            try:
-                posed = _posed(inspector, path, name)
-            except InputError as error:
-                if len(paths) == 1:
-                    raise
-                failures.append(str(error))
-                bar.advance()
-                continue
-            document = camera_document(posed, *image_size(path), loaded, splatad.__version__)
-            write_bytes(out / place / "overlay.png", to_bytes(camera_picture(posed), "PNG"))
-            write_json(out / place / "camera.json", document)
-            rows.append(camera_row(posed))
-            if posed.believed:
-                believed[place] = path, posed
-            bar.advance()
-    if not rows:
-        raise InputError(f"none of the {len(paths)} photos could be read: {failures[0]}")
+    places = output_folders(names)
+    for number, posed in each_readable(
+        terminal,
+        "finding cameras",
+        paths,
+        lambda number: _posed(inspector, paths[number], names[number]),
+        failures,
+    ):
+        path, place = paths[number], places[number]
+        document = camera_document(posed, *image_size(path), loaded, splatad.__version__)
+        write_bytes(out / place / "overlay.png", to_bytes(camera_picture(posed), "PNG"))
+        write_json(out / place / "camera.json", document)
+        rows.append(camera_row(posed))
+        if posed.believed:
+            believed[place] = path, posed
 
     write_table(out / "cameras.csv", rows)
     _write_scene(out / "scene", believed, loaded)

@@ -17,17 +17,15 @@ from detect.cmt.reference import (
     ReferenceViews,
     cells_of,
     check_views,
-    load_views,
     part_frame,
     registration_error,
-    ring_cameras,
-    save_views,
     views_of_mesh,
     views_of_pack,
     views_of_splats,
 )
 from prepare.camera import Camera, look_at
 from prepare.errors import InputError
+from prepare.generate.chairs import ChairSettings, camera_at, view_cameras
 from prepare.shape_pairs import ShapePairs
 from recon.gaussians import Gaussians
 
@@ -173,7 +171,7 @@ def test_cells_hold_the_point_at_their_middle() -> None:
     assert int(xyz.isfinite().all(dim=1).sum()) == 2
 
 
-def test_views_of_splats_lie_on_the_splats(tmp_path: Path) -> None:
+def test_views_of_splats_lie_on_the_splats() -> None:
     """A ball of splats of radius 5 about (10, 0, 0): in the network's world a unit ball's surface."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(4000, 3, generator=generator), dim=1)
@@ -185,7 +183,7 @@ def test_views_of_splats_lie_on_the_splats(tmp_path: Path) -> None:
         logit_opacities=torch.full((4000,), 4.0),
         sh=torch.zeros(4000, 1, 3),
     )
-    cameras = ring_cameras(3, 64, up="y")
+    cameras = [camera_at(64, azimuth, 20.0, 3.0) for azimuth in (0.0, 120.0, 240.0)]
     frame = PartFrame(centre.double(), 5 / 0.6, torch.eye(3, dtype=torch.float64))
     views = views_of_splats(ball, cameras, frame)
     radii = views.xyz[views.xyz.isfinite().all(dim=-1)].norm(dim=-1)
@@ -194,9 +192,6 @@ def test_views_of_splats_lie_on_the_splats(tmp_path: Path) -> None:
     # White round it, grey on it, lightest where it faces the camera.
     assert views.pictures[0, 0, 0].tolist() == [255, 255, 255]
     assert views.pictures[0, 32, 32, 0] > views.pictures[0, 32, 18, 0]
-    save_views(tmp_path / "views.safetensors", views)
-    kept = load_views(tmp_path / "views.safetensors")
-    assert torch.equal(kept.pictures, views.pictures)
     coloured = views_of_splats(ball, cameras, frame, "colour")
     assert abs(int(coloured.pictures[0, 32, 32, 0]) - 128) < 6  # no harmonics: mid-grey
     assert torch.equal(coloured.share, views.share)
@@ -306,11 +301,11 @@ def test_kept_features_answer_as_new_ones(pack_folder: Path, tmp_path: Path) -> 
     assert load_encoded(path, "a") is None
 
 
-def test_ring_has_no_view_twice() -> None:
-    cameras = ring_cameras(4, 64, (20.0, 50.0), up="y")
-    centres = torch.stack([camera.centre for camera in cameras])
+def test_no_view_is_there_twice() -> None:
+    views = view_cameras(ChairSettings(views=8, px=64))
+    centres = torch.stack([camera.centre for _, _, camera in views])
     assert torch.cdist(centres, centres).fill_diagonal_(9).min() > 1
-    assert centres[0, 1] == pytest.approx(3 * np.sin(np.radians(20)))
+    assert centres[0, 1] == pytest.approx(3 * np.sin(np.radians(views[0][1])))
 
 
 def test_checkpoints_come_back_and_others_are_refused(tmp_path: Path) -> None:
