@@ -34,6 +34,8 @@ Ablation = Literal["A", "B", "C", "D", "CMT"]
 EMPTY_LOGIT = -12.0  # of cells that show the part neither in the photo nor in the aiding view
 ABLATIONS = ("A", "B", "C", "D", "CMT")
 _TOPS = (1, 4, 16)  # of how many of the highest patch logits the heads see the mean
+_EVIDENCE = 6  # numbers of each cell of the photo
+_EVIDENCE_OF_VIEW = 4  # of each cell of the near view
 _SHARPNESS = 0.05  # similarities are divided by it where matches are averaged
 
 
@@ -97,6 +99,9 @@ class ModelConfig:
     """Whether a view from the photo's own camera can be given."""
     explained: bool = True
     """Whether the cells of the aiding view (else of the best view) look for themselves in the photo."""
+    evidence: bool = True
+    """Whether the heads see, beside what the decoder made of it, the plain differences that need no learning (with
+    `patches`): how the silhouettes differ in a cell and near it, how unlike and how far off the best matches are."""
     prior_sigma: float = 0.2
     """Of the geometric prior on matches when the pose is given, world units."""
     unused: bool = False
@@ -148,6 +153,7 @@ def preset(name: Preset) -> ModelConfig:
             foreground="white",
             foreground_only=False,
             patches=False,
+            evidence=False,
             aided=False,
             explained=False,
             unused=True,
@@ -341,16 +347,20 @@ class Decoder(nn.Module):
             DecoderBlock(c.inner, context, c.heads, c.head_width, c.feed_forward) for _ in range(c.blocks)
         )
         self.proj_out = nn.Linear(c.inner, c.width)
-        self.patch_head = nn.Linear(c.width, 1) if c.patches else None
+        evidence = _EVIDENCE if c.evidence else 0
+        self.patch_head = _mlp(c.width + evidence, (c.width,), 1) if c.patches else None
         self.aid = PoseAid(c.width, c.match_width) if c.aided else None
         self.explained = None
         if c.explained:
             assert context is not None
-            self.explained = Explained(c.width, c.width, c.heads, c.feed_forward)
+            numbers = _EVIDENCE_OF_VIEW if c.evidence else 0
+            self.explained = Explained(c.width, c.width, c.heads, c.feed_forward, numbers)
             self.view_positions = nn.Linear(c.position_width, c.width)
         seen = c.width
         if c.patches:
             seen += len(_TOPS)
+            if c.evidence:
+                seen += 2 * len(_TOPS)
         if c.explained:
             seen += c.width + len(_TOPS)
         self.class_head = _mlp(seen, (c.head_hidden,), 1)
@@ -403,7 +413,7 @@ class Decoder(nn.Module):
         rows = take(tokens, row_cell)
 
         # Keys: the cells of this photo's views, the aiding one last.
-        context = keys_usable = chosen = None
+        context = keys_usable = chosen = evidence = None
         matches = disagreement = None
         order = None
         if views is not None and view_of is not None:
@@ -450,6 +460,7 @@ class Decoder(nn.Module):
                     n,
                     c.columns,
                 )
+                nearness = similarity.masked_fill(~keys_usable[:, None], -1).amax(dim=2)
                 guided = similarity
                 if given is not None and aiding is not None:
                     assert aiding.xyz is not None
@@ -471,6 +482,7 @@ class Decoder(nn.Module):
             if chosen is not None and form == "absorbed":
                 chosen = chosen.gather(context)
 
+            aid_numbers = rows.new_zeros(*row_cell.shape, _EVIDENCE - 1)
             if given is not None and aiding is not None and self.aid is not None:
                 assert aiding.xyz is not None
                 in_place = match_in_place(photos.matching, aiding.matching, aiding.features, c.columns)
@@ -483,15 +495,33 @@ class Decoder(nn.Module):
                 found = choose_best(
                     guided.masked_fill((key_view == n)[:, None], -math.inf), max(1, min(c.k, 8))
                 )
+                matched = _mean_place(found, xyz[key]).to(rows.dtype)
+                expected = take(aiding.xyz, row_cell).to(rows.dtype)
                 rows = rows + self.aid(
                     take(photos.features, row_cell),
                     in_place,
                     photos.share.gather(1, row_cell),
                     aiding.share.gather(1, row_cell),
-                    _mean_place(found, xyz[key]).to(rows.dtype),
-                    take(aiding.xyz, row_cell).to(rows.dtype),
+                    matched,
+                    expected,
                     given,
                 )
+                aid_numbers = torch.stack(
+                    [
+                        *(
+                            grid.gather(1, row_cell)
+                            for grid in silhouette_changes(photos.share, aiding.share, c.columns)
+                        ),
+                        1 - in_place.similarity,
+                        4 * (matched - expected).norm(dim=-1).nan_to_num(),
+                    ],
+                    dim=-1,
+                )
+                aid_numbers = aid_numbers * given[:, None, None]
+
+            if c.evidence:
+                unlike = 1 - nearness[..., None] if c.k > 0 else torch.zeros_like(aid_numbers[..., :1])
+                evidence = torch.cat([aid_numbers, unlike.to(rows.dtype)], dim=-1).float()
 
         # Blocks.
         x = self.proj_in(torch.cat([self.token.expand(batch, -1, -1).to(rows.dtype), rows], dim=1))
@@ -512,9 +542,17 @@ class Decoder(nn.Module):
         patch = unexplained = near = None
         shape = []
         if self.patch_head is not None:
-            logits = self.patch_head(x[:, 1:])[..., 0].float().masked_fill(~row_usable, EMPTY_LOGIT)
+            of_cells = x[:, 1:]
+            if c.evidence:
+                if evidence is None:
+                    evidence = of_cells.new_zeros(*row_cell.shape, _EVIDENCE)
+                evidence = evidence.masked_fill(~row_usable[..., None], 0.0)
+                of_cells = torch.cat([of_cells, evidence.to(of_cells.dtype)], dim=-1)
+            logits = self.patch_head(of_cells)[..., 0].float().masked_fill(~row_usable, EMPTY_LOGIT)
             patch = logits.new_full((batch, cells), EMPTY_LOGIT).scatter(1, row_cell, logits)
             seen.append(_tops(logits))
+            if evidence is not None:
+                seen += [4 * _tops(evidence[..., number], 0.0) for number in (1, 2)]
             shape = [_extent(logits, cell_places(c.columns, c.columns, logits)[row_cell])]
         if self.explained is not None and views is not None and view_of is not None:
             assert disagreement is not None
@@ -558,13 +596,23 @@ class Decoder(nn.Module):
             if given is not None:
                 prior = place_prior(cell, row_cell, c.columns, 2.0)
                 similarity = torch.where(given[:, None, None], similarity + prior, similarity)
+            numbers = None
+            if c.evidence:
+                changes = silhouette_changes(photos.share, near.share, c.columns)
+                if given is None:
+                    given = torch.zeros_like(usable[:, 0])
+                unlike = 1 - similarity.masked_fill(~row_usable[:, None], -1).amax(dim=2)
+                numbers = torch.stack(
+                    [*(grid.gather(1, cell) * given[:, None] for grid in changes), unlike], dim=-1
+                )
+                numbers = numbers.masked_fill(~usable[..., None], 0.0)
             chosen = choose_best(similarity.masked_fill(~row_usable[:, None], -math.inf), 8)
         x = take(near.features, cell)
         if self.positions is not None:
             x = x + self.view_positions(self.positions(take(near.xyz, cell)).to(x.dtype))
         if self.places is not None:
             x = x + take(self.places(c.columns, c.columns).expand(len(x), -1, -1).to(x.dtype), cell)
-        logits, together = self.explained(x, usable, rows, chosen)
+        logits, together = self.explained(x, usable, rows, chosen, numbers)
         logits = logits.float().masked_fill(~usable, EMPTY_LOGIT)
         grid = logits.new_full((len(x), photos.features.shape[1]), EMPTY_LOGIT)
         return grid.scatter(1, cell, logits), together
@@ -582,6 +630,19 @@ def white_share(
     for _ in range(2):
         dark = F.max_pool2d(dark, 3, 1, 1)
     return F.interpolate(dark, size=(columns, columns), mode="bilinear", align_corners=False).flatten(1)
+
+
+def silhouette_changes(
+    photo: Float[Tensor, "batch cells"], view: Float[Tensor, "batch cells"], columns: int
+) -> list[Float[Tensor, "batch cells"]]:
+    """Covered share of the photo's cells less the view's: as it is, its size, and the size of its mean over 3 x 3 cells.
+
+    A silhouette that is a little off leaves pairs of opposite sign, which the mean takes away; a missing part stays.
+    """
+    difference = photo - view
+    grid = difference.unflatten(1, (-1, columns))[:, None]
+    mean = F.avg_pool2d(grid, 3, 1, 1, count_include_pad=False)[:, 0].flatten(1)
+    return [difference, difference.abs(), mean.abs()]
 
 
 def widened(kept: Bool[Tensor, "batch cells"], columns: int) -> Bool[Tensor, "batch cells"]:
@@ -620,10 +681,10 @@ def _at_float(
     return values.gather(1, index.flatten(1)).view_as(index)
 
 
-def _tops(logits: Float[Tensor, "batch rows"]) -> Float[Tensor, "batch tops"]:
-    """Means of the highest logits, about unit size."""
+def _tops(logits: Float[Tensor, "batch rows"], least: float = EMPTY_LOGIT) -> Float[Tensor, "batch tops"]:
+    """Means of the highest logits, about unit size; short rows are filled up with `least`."""
     most = max(_TOPS)
-    high = F.pad(logits, (0, max(0, most - logits.shape[1])), value=EMPTY_LOGIT).topk(most, dim=1).values
+    high = F.pad(logits, (0, max(0, most - logits.shape[1])), value=least).topk(most, dim=1).values
     return torch.stack([high[:, :count].mean(dim=1) for count in _TOPS], dim=-1) / 4
 
 

@@ -101,13 +101,13 @@ class Explained(nn.Module):
     The other direction cannot show a part that is missing: the photo has no cell to ask for it.
     """
 
-    def __init__(self, width: int, context: int, heads: int, feed_forward: int) -> None:
+    def __init__(self, width: int, context: int, heads: int, feed_forward: int, numbers: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.cross = Attention(width, context, heads, width // heads)
         self.norm2 = nn.LayerNorm(width)
         self.feed_forward = GatedFeedForward(width, feed_forward)
-        self.head = nn.Linear(width, 1)
+        self.head = nn.Sequential(nn.Linear(width + numbers, width), nn.ReLU(), nn.Linear(width, 1))
         self.nothing = nn.Parameter(torch.zeros(context))  # the first context: no cell of the photo
 
     def forward(
@@ -116,8 +116,9 @@ class Explained(nn.Module):
         usable: Bool[Tensor, "batch rows"],
         context: Float[Tensor, "batch keys channels"],
         chosen: Chosen,
+        numbers: Float[Tensor, "batch rows numbers"] | None = None,
     ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch width"]]:
-        """Logits of "has no counterpart", and what the cells say together, those of high logits most."""
+        """Logits of "has no counterpart" (from `numbers` too: plain differences of the cells), and what the cells say together, those of high logits most."""
         nothing = self.nothing.expand(len(context), 1, -1)
         context = torch.cat([nothing, context], dim=1)
         first: Int[Tensor, "batch rows 1"] = chosen.index.new_zeros(*chosen.index.shape[:2], 1)
@@ -129,6 +130,7 @@ class Explained(nn.Module):
         token = torch.zeros_like(cells[:, :1])  # the attention's row 0; not read
         x = cells + self.cross(torch.cat([token, self.norm1(cells)], dim=1), context, None, chosen)[:, 1:]
         x = x + self.feed_forward(self.norm2(x))
-        logits = self.head(x)[..., 0]
+        told = x if numbers is None else torch.cat([x, numbers.to(x.dtype)], dim=-1)
+        logits = self.head(told)[..., 0]
         weights = logits.masked_fill(~usable, -math.inf).softmax(dim=-1).nan_to_num()
         return logits, (weights[:, None] @ x)[:, 0]
