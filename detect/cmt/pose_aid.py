@@ -118,7 +118,10 @@ class Explained(nn.Module):
         chosen: Chosen,
         numbers: Float[Tensor, "batch rows numbers"] | None = None,
     ) -> tuple[Float[Tensor, "batch rows"], Float[Tensor, "batch width"]]:
-        """Logits of "has no counterpart" (from `numbers` too: plain differences of the cells), and what the cells say together, those of high logits most."""
+        """Logits of "has no counterpart", and what the cells say together, those of high logits most.
+
+        `numbers` are plain differences that each cell shows.
+        """
         nothing = self.nothing.expand(len(context), 1, -1)
         context = torch.cat([nothing, context], dim=1)
         first: Int[Tensor, "batch rows 1"] = chosen.index.new_zeros(*chosen.index.shape[:2], 1)
