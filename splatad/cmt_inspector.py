@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,8 @@ from splatad.cmt_reference import ShapeReference
 from splatad.inspector import over_background
 
 LONGEST_PX = 1024  # of a photo: the network's own pictures are smaller
+LEAST_AREA = 0.8  # under the ROC of held-out shapes: below it a score is no ground for a verdict
+BETTER_WITH_CAMERA = "fit the part (`splatad prepare mesh`, then `splatad fit`) and give that reference: its splats find the camera"
 CLUTTERED = (
     "the ground behind the part is not plain, so that the part cannot be told from it: cut it out (a PNG with alpha), or "
     "photograph it on a plain ground"
@@ -95,7 +98,7 @@ class ShapeInspector:
             aiding, notes = self._aiding(located, framed)
         prediction = self.predictor.predict([framed], self.reference.encoded, [aiding])[0]
         seconds["compare"] = time.perf_counter() - began
-        verdict = self._verdict(prediction, notes)
+        verdict = self._verdict(prediction, "plain" if aiding is None else "aided", notes)
         return ShapeInspection(path.name, verdict, white, framed, prediction, located, aiding, seconds)
 
     def _aiding(self, located: Located, framed: Photo) -> tuple[ReferenceViews | None, tuple[str, ...]]:
@@ -113,7 +116,17 @@ class ShapeInspector:
         except InputError as error:
             return None, (f"compared without the photo's camera: {error}",)
 
-    def _verdict(self, prediction: Prediction, notes: tuple[str, ...]) -> Verdict:
+    def _verdict(
+        self, prediction: Prediction, way: Literal["plain", "aided"], notes: tuple[str, ...]
+    ) -> Verdict:
+        area = held_out_area(self.predictor, way)
+        if area is not None and area < LEAST_AREA:
+            hint = "" if way == "aided" else f"; {BETTER_WITH_CAMERA}"
+            weak = (
+                f"{'with' if way == 'aided' else 'without'} the photo's camera this network puts only {area:.0%} of "
+                f"held-out pairs of a defective and a good photo in the right order, too few for a verdict{hint}"
+            )
+            return Verdict("CANNOT TELL", (weak, f"probability of a defect {prediction.score:.2f}", *notes))
         side = "above" if prediction.label else "not above"
         said = f"probability of a defect {prediction.score:.2f}, {side} the limit {prediction.threshold:.2f}"
         return Verdict("NG" if prediction.label else "OK", (said, *notes, calibrated_on(self.predictor)))
@@ -123,6 +136,13 @@ def has_alpha(path: Path) -> bool:
     """Whether the file itself says what of it is the part."""
     alpha = read_image(path).alpha
     return alpha is not None and bool((alpha < 1).any())
+
+
+def held_out_area(predictor: Predictor, way: Literal["plain", "aided"]) -> float | None:
+    """Area under the ROC that the network reached on held-out shapes in this way of use; None where its file says none."""
+    held_out = predictor.about.get("held_out")
+    found = held_out.get(f"{way}_auc") if isinstance(held_out, dict) else None
+    return float(found) if isinstance(found, float | int) else None
 
 
 def calibrated_on(predictor: Predictor) -> str:

@@ -102,6 +102,21 @@ def test_a_photo_against_a_mesh_gives_a_verdict_with_box_map_and_matches(stool, 
     assert again["score"] == verdict["score"]
 
 
+@pytest.mark.parametrize(("area", "verdict"), [(0.61, "CANNOT TELL"), (0.97, "NG")])
+def test_a_network_that_told_little_on_held_out_shapes_gives_no_verdict(
+    stool, save_tiny_network, tmp_path, capsys, area, verdict
+):
+    weak = save_tiny_network(
+        tmp_path / "w.safetensors", ABOUT | {"held_out": {"plain_auc": area, "aided_auc": 0.98}}
+    )
+    photo, out = picture(tmp_path / "photo.png"), tmp_path / "out"
+    flags = ["--reference", stool, "--query", photo, "--network", weak, "--workspace", tmp_path / "ws"]
+    assert detect(*flags, "--out", out) == 0
+    found = json.loads((out / "photo" / "verdict.json").read_text())
+    assert found["verdict"] == verdict
+    assert ("only 61% of held-out pairs" in capsys.readouterr().out) == (verdict == "CANNOT TELL")
+
+
 def test_another_mesh_or_another_network_is_encoded_anew(stool, network, tmp_path, save_tiny_network, capsys):
     photo = picture(tmp_path / "photo.png")
     flags = ["--query", photo, "--workspace", tmp_path / "ws"]
