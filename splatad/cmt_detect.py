@@ -16,7 +16,7 @@ import torch
 from prepare.errors import InputError, UsageError
 from prepare.image import list_images
 from splatad.cmt_inputs import network_device, open_predictor
-from splatad.cmt_inspector import ShapeInspector, calibrated_on
+from splatad.cmt_inspector import ShapeInspector, limit_note
 from splatad.cmt_output import MAP_RANGE, shape_report_photo, shape_row, write_shape_photo
 from splatad.cmt_reference import ShapeReference, is_mesh, reference_of_mesh, reference_of_splats
 from splatad.inspector import Inspector
@@ -61,6 +61,12 @@ def detect_shapes(config: Detect) -> int:
     came = "kept from before" if reference.kept else f"made and kept in {workspace.root / 'features'}"
     terminal.say(f"{reference.name}: features of {views} views, {came}")
     inspector = ShapeInspector(predictor, reference)
+    if config.false_alarm_rate is not None and not config.good:
+        raise UsageError("--false-alarm-rate: with --good, photos of good parts that the limit is set by")
+    if config.good:
+        good = list(dict.fromkeys(path for given in config.good for path in list_images(given)))
+        with terminal.bar("scoring good photos", len(good)) as bar:
+            inspector.calibrate(good, config.false_alarm_rate, bar.advance)
     out = (
         config.out or workspace.runs / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{Path(reference.name).stem}"
     )
@@ -83,9 +89,7 @@ def detect_shapes(config: Detect) -> int:
 
     was_there = out.exists()
     try:
-        write_report(
-            _report(len(paths), reference, predictor, photos(), device, network), out / "report.html"
-        )
+        write_report(_report(len(paths), inspector, photos(), device, network), out / "report.html")
     except InputError:
         if not was_there and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
@@ -95,7 +99,7 @@ def detect_shapes(config: Detect) -> int:
         terminal.say(f"{row['verdict']:<12}{row['photo']}: {row['reason']}")
     counts = Counter(str(row["verdict"]) for row in rows)
     terminal.say(", ".join(f"{counts[name]} {name}" for name in ("OK", "NG", "CANNOT TELL") if counts[name]))
-    terminal.say(calibrated_on(predictor))
+    terminal.say(limit_note(inspector))
     terminal.say(f"report: {out / 'report.html'}")
     for failure in failures:
         print(f"splatad: {failure}", file=sys.stderr)
@@ -128,24 +132,28 @@ def _reference(
 
 def _report(
     count: int,
-    reference: ShapeReference,
-    predictor: Predictor,
+    inspector: ShapeInspector,
     photos: Iterator[ReportPhoto],
     device: torch.device,
     network: dict[str, Any],
 ) -> ReportRun:
+    reference, predictor, calibration = inspector.reference, inspector.predictor, inspector.calibration
     thresholds = predictor.thresholds
-    note = f"The score is the probability of a defect; {calibrated_on(predictor)}."
-    aided = reference.splats is not None and predictor.network.config.aided
-    if aided:
+    note = f"The score is the probability of a defect; {limit_note(inspector)}."
+    aided = inspector.usual_way == "aided"
+    if calibration is not None:
+        limit: float | None = calibration.threshold
+    else:
+        limit = None if aided else thresholds.plain
+    if aided and calibration is None:
         note += f" The limit is {thresholds.aided:.2f} where the photo's camera was found, {thresholds.plain:.2f} where not."
     return ReportRun(
         title=f"Shapes of {count} photo{'s' if count != 1 else ''}",
         reference=reference.name,
-        threshold=None if aided else thresholds.plain,
-        false_alarm_rate=None,
+        threshold=limit,
+        false_alarm_rate=None if calibration is None else calibration.false_alarm_rate,
         threshold_note=note,
-        good_scores=(),
+        good_scores=() if calibration is None else calibration.good_scores,
         photos=photos,
         metrics=None,
         footer={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from detect.calibrate import Calibration, calibrate
 from detect.cmt.predict import Photo, Prediction, Predictor, frame_photo
 from detect.cmt.reference import ReferenceViews, views_of_splats
 from detect.verdict import Verdict, no_part_verdict
@@ -26,7 +27,10 @@ from splatad.inspector import over_background
 
 LONGEST_PX = 1024  # of a photo: the network's own pictures are smaller
 LEAST_AREA = 0.8  # under the ROC of held-out shapes: below it a score is no ground for a verdict
-BETTER_WITH_CAMERA = "fit the part (`splatad prepare mesh`, then `splatad fit`) and give that reference: its splats find the camera"
+BETTER_WITH_CAMERA = (
+    "give splats of the part (`splatad prepare mesh`, then `splatad fit`), which find the photo's camera, or photos of "
+    "good parts (--good)"
+)
 CLUTTERED = (
     "the ground behind the part is not plain, so that the part cannot be told from it: cut it out (a PNG with alpha), or "
     "photograph it on a plain ground"
@@ -53,10 +57,44 @@ class ShapeInspection:
 
 
 class ShapeInspector:
-    """Inspects photos against one shape. A photo's result depends on that photo alone."""
+    """Inspects photos against one shape. A photo's result depends on that photo (and `calibration`) alone."""
 
     def __init__(self, predictor: Predictor, reference: ShapeReference) -> None:
         self.predictor, self.reference = predictor, reference
+        self.calibration: Calibration | None = None  # of this part's own good photos; else the chairs' limit
+
+    @property
+    def usual_way(self) -> Literal["plain", "aided"]:
+        """How photos are compared unless their camera cannot be found."""
+        aided = self.reference.splats is not None and self.predictor.network.config.aided
+        return "aided" if aided else "plain"
+
+    def calibrate(
+        self,
+        paths: Sequence[Path],
+        false_alarm_rate: float | None,
+        on_photo: Callable[[], None] = lambda: None,
+    ) -> Calibration:
+        """Set the limit by photos of good parts, compared in the usual way.
+
+        Raises: InputError where none can be scored or one cannot be read; UsageError for a rate that they do not support.
+        """
+        self.calibration = None
+        scores, names, lost = [], [], 0
+        for path in paths:
+            result = self.inspect(path)
+            if result.prediction is None or result.way != self.usual_way:
+                lost += 1
+            else:
+                scores.append(result.prediction.score)
+                names.append(path.name)
+            on_photo()
+        if not scores:
+            raise InputError(f"--good: in none of the {len(paths)} photos was the part found")
+        self.calibration = calibrate(
+            scores, names, false_alarm_rate, BeliefLimits(), source="given", detector="cmt", lost=lost
+        )
+        return self.calibration
 
     def inspect(self, path: Path) -> ShapeInspection:
         """The inspection of the photo in `path`.
@@ -96,7 +134,8 @@ class ShapeInspector:
         aiding: ReferenceViews | None = None
         if located is not None:
             aiding, notes = self._aiding(located, framed)
-        prediction = self.predictor.predict([framed], self.reference.encoded, [aiding])[0]
+        limit = None if self.calibration is None else self.calibration.threshold
+        prediction = self.predictor.predict([framed], self.reference.encoded, [aiding], limit)[0]
         seconds["compare"] = time.perf_counter() - began
         verdict = self._verdict(prediction, "plain" if aiding is None else "aided", notes)
         return ShapeInspection(path.name, verdict, white, framed, prediction, located, aiding, seconds)
@@ -119,6 +158,8 @@ class ShapeInspector:
     def _verdict(
         self, prediction: Prediction, way: Literal["plain", "aided"], notes: tuple[str, ...]
     ) -> Verdict:
+        if self.calibration is not None:
+            return self._verdict_of_this_part(prediction, way, notes)
         area = held_out_area(self.predictor, way)
         if area is not None and area < LEAST_AREA:
             hint = "" if way == "aided" else f"; {BETTER_WITH_CAMERA}"
@@ -130,6 +171,24 @@ class ShapeInspector:
         side = "above" if prediction.label else "not above"
         said = f"probability of a defect {prediction.score:.2f}, {side} the limit {prediction.threshold:.2f}"
         return Verdict("NG" if prediction.label else "OK", (said, *notes, calibrated_on(self.predictor)))
+
+    def _verdict_of_this_part(
+        self, prediction: Prediction, way: Literal["plain", "aided"], notes: tuple[str, ...]
+    ) -> Verdict:
+        """By the limit that good photos of the part itself set."""
+        assert self.calibration is not None
+        score, limit = prediction.score, self.calibration.threshold
+        if way != self.usual_way:
+            return Verdict(
+                "CANNOT TELL",
+                (*notes, "the limit was set with photos whose camera was found"),
+            )
+        side = "above" if score > limit else "not above"
+        said = (
+            f"score {score:.3f}, {side} the limit {limit:.3f} of {len(self.calibration.good_scores)} good photos of this "
+            f"part (false-alarm rate {self.calibration.false_alarm_rate:.1%})"
+        )
+        return Verdict("NG" if score > limit else "OK", (said, *notes))
 
 
 def has_alpha(path: Path) -> bool:
@@ -143,6 +202,13 @@ def held_out_area(predictor: Predictor, way: Literal["plain", "aided"]) -> float
     held_out = predictor.about.get("held_out")
     found = held_out.get(f"{way}_auc") if isinstance(held_out, dict) else None
     return float(found) if isinstance(found, float | int) else None
+
+
+def limit_note(inspector: ShapeInspector) -> str:
+    """What the limit means, as a plain sentence."""
+    if inspector.calibration is not None:
+        return inspector.calibration.note
+    return calibrated_on(inspector.predictor)
 
 
 def calibrated_on(predictor: Predictor) -> str:

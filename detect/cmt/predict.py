@@ -178,8 +178,11 @@ class Predictor:
         photos: Sequence[Photo],
         reference: EncodedReference,
         aided: Sequence[ReferenceViews | None] | None = None,
+        threshold: float | None = None,
     ) -> list[Prediction]:
         """What the network says of each photo; `aided` holds a view from its own camera (in the photo's square frame).
+
+        `threshold` takes the place of the network's own ones.
 
         Raises: InputError where an aiding view is given to a network that was trained without.
         """
@@ -188,7 +191,7 @@ class Predictor:
                 f"aiding views: {len(aided)} for {len(photos)} photos; give one, or None, for each"
             )
         return [
-            self._one(photo, reference, None if aided is None else aided[number])
+            self._one(photo, reference, None if aided is None else aided[number], threshold)
             for number, photo in enumerate(photos)
         ]
 
@@ -205,7 +208,13 @@ class Predictor:
         assert cells is not None
         return cells
 
-    def _one(self, photo: Photo, reference: EncodedReference, aiding: ReferenceViews | None) -> Prediction:
+    def _one(
+        self,
+        photo: Photo,
+        reference: EncodedReference,
+        aiding: ReferenceViews | None,
+        threshold: float | None,
+    ) -> Prediction:
         number = len(reference.views.pictures)
         cells, aided = reference.cells, None
         if aiding is not None:
@@ -219,7 +228,8 @@ class Predictor:
         out = self.network.compare(own, cells, view_of, aided)
         columns = self.network.config.columns
         score = float(out.logit.double().sigmoid())
-        threshold = self.thresholds.plain if aided is None else self.thresholds.aided
+        if threshold is None:
+            threshold = self.thresholds.plain if aided is None else self.thresholds.aided
         label = int(score > threshold)
         patches = whole = None
         if out.patch is not None:

@@ -43,6 +43,11 @@ class Detect:
     """With --detector cmt: the .safetensors file of `splatad train cmt`, or its folder; else the one shipped."""
     up: Literal["auto", "y", "z"] = "auto"
     """With --detector cmt: the part's upward axis; auto: y for .obj and .glb, z else."""
+    good: tuple[Path, ...] = ()
+    """With --detector cmt: photos of good parts, or folders of them; their scores set the limit for this part, which the
+    network never saw, instead of the chairs'. (`calibrate --good` does so for --detector difference.)"""
+    false_alarm_rate: float | None = None
+    """With --good: share of good photos that may be called NG; 0.05, or what their number supports if that is more."""
     workspace: Path | None = None
     """Where references lie; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     out: Path | None = None
@@ -116,6 +121,10 @@ def run(config: Detect) -> int:
         return detect_shapes(config)
     if config.network is not None or config.up != "auto":
         raise UsageError("--network, --up: for --detector cmt alone")
+    if config.good or config.false_alarm_rate is not None:
+        raise UsageError(
+            "--good, --false-alarm-rate: for --detector cmt; use `splatad calibrate --good` with this one"
+        )
     if (
         config.reference is not None
         and config.reference.suffix.lower() in MESH_SUFFIXES

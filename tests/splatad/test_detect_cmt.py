@@ -117,6 +117,34 @@ def test_a_network_that_told_little_on_held_out_shapes_gives_no_verdict(
     assert ("only 61% of held-out pairs" in capsys.readouterr().out) == (verdict == "CANNOT TELL")
 
 
+def test_good_photos_of_the_part_set_its_limit(stool, save_tiny_network, tmp_path, capsys):
+    weak = save_tiny_network(tmp_path / "w.safetensors", ABOUT | {"held_out": {"plain_auc": 0.5}})
+    for number, size in enumerate(((120, 80), (130, 84), (110, 90))):
+        (tmp_path / "good").mkdir(exist_ok=True)
+        picture(tmp_path / "good" / f"{number}.png", size)
+    flags = [
+        "--reference",
+        stool,
+        "--network",
+        weak,
+        "--workspace",
+        tmp_path / "ws",
+        "--good",
+        tmp_path / "good",
+    ]
+    assert detect(*flags, "--query", tmp_path / "good", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "3 OK" in said
+    assert "split conformal, 3 given good photos" in said
+    found = [json.loads((tmp_path / "out" / str(n) / "verdict.json").read_text()) for n in range(3)]
+    assert {v["threshold"] for v in found} == {max(v["score"] for v in found)}
+    assert (
+        detect(*flags, "--query", tmp_path / "good", "--false-alarm-rate", "0.01", "--out", tmp_path / "no")
+        == 2
+    )
+    assert "0.01" in capsys.readouterr().err
+
+
 def test_another_mesh_or_another_network_is_encoded_anew(stool, network, tmp_path, save_tiny_network, capsys):
     photo = picture(tmp_path / "photo.png")
     flags = ["--query", photo, "--workspace", tmp_path / "ws"]
