@@ -63,7 +63,7 @@ def run(options: Options, pairs: ShapePairs, variant: Variant, seed: int) -> dic
     config = dataclasses.replace(config, check_every=options.steps, check_photos=0)
     network = train(pairs, folder, config).network
     out = {}
-    for aided in (False, True) if variant == "CMT" and pairs.has_aided else (False,):
+    for aided in (False, True) if config.model.aided else (False,):
         own = EvaluateConfig(split="val", aided=aided, views=options.evaluate_views)
         threshold = evaluate(network, pairs, own).best_threshold
         result = evaluate(network, pairs, dataclasses.replace(own, split="test", threshold=threshold))
