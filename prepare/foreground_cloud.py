@@ -151,8 +151,8 @@ def dbscan(points: Float[np.ndarray, "n xyz=3"], distance: float, least: int) ->
     core = in_cell[cell] >= least
     unsure = np.flatnonzero(~core)
     if len(unsure) and len(points) >= least:
-        away = tree.query(points[unsure], k=[least])[0][:, 0]
-        core[unsure] = away <= distance
+        away, _ = tree.query(points[unsure], k=[least])
+        core[unsure] = np.asarray(away)[:, 0] <= distance
     labels = np.full(len(points), NOISE, np.int64)
     if not core.any():
         return labels
@@ -201,7 +201,7 @@ def _core_clusters(
             a, b = b, a
         if a not in trees:
             trees[a] = cKDTree(points[members[a]])
-        if trees[a].query(points[members[b]])[0].min() <= distance:
+        if np.min(trees[a].query(points[members[b]])[0]) <= distance:
             parent[max(first, second)] = min(first, second)
     found = np.empty(len(points), np.int64)
     for index, chosen in enumerate(members):

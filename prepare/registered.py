@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -191,7 +191,7 @@ def pad_edge(image: UInt8[np.ndarray, "h w *rgb"], side: int) -> UInt8[np.ndarra
     return np.pad(image, _margins(image.shape, side), mode="edge")
 
 
-def pad_zero(image: Float[np.ndarray, "h w *xyz"], side: int) -> Float[np.ndarray, "side side *xyz"]:
+def pad_zero(image: Shaped[np.ndarray, "h w *xyz"], side: int) -> Shaped[np.ndarray, "side side *xyz"]:
     """The same with zeros."""
     return np.pad(image, _margins(image.shape, side))
 
