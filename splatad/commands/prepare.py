@@ -223,6 +223,58 @@ class BrokenChairs:
     """Where sets are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
 
 
+@dataclass(frozen=True)
+class Mvtec3d:
+    """The classes of MVTec 3D-AD: photos with a measured point at every pixel, for `splatad train cfm`.
+
+    The support plane is removed and the largest cluster of points kept. Samples that cannot be used are named and left out; a
+    stopped run is taken up where it stood.
+    """
+
+    data: tyro.conf.Positional[Path]
+    """Folder with the classes, or one class: a folder with train/good/rgb and train/good/xyz."""
+    class_: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
+    """Classes to prepare, for example bagel; all of them if none is given."""
+    name: str | None = None
+    """The name in the workspace, for a single class; the class's (for rgb-blacked with that added) if not given."""
+    variant: Literal["rgb", "rgb-blacked"] = "rgb"
+    """rgb: photos as they are, as CFM's published results. rgb-blacked: background black and padded, as M3DM's."""
+    noise_votes: bool = False
+    """Let DBSCAN's noise count as one cluster when the largest is chosen, as the published code does."""
+    seed: int = 0
+    """Draws the points to which support planes are fitted."""
+    workers: int = 0
+    """Processes that work; 0 for one per processor. Changes the time only."""
+    workspace: Path | None = None
+    """Where classes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
+@dataclass(frozen=True)
+class Eyecandies:
+    """The classes of Eyecandies: rendered sweets with depth, for `splatad train cfm`.
+
+    Depth becomes points, the background one point. Samples that cannot be used are named and left out; a stopped run is taken up
+    where it stood.
+    """
+
+    data: tyro.conf.Positional[Path]
+    """Folder with the classes, or one class: a folder with train/data and test_public/data."""
+    class_: Annotated[tuple[str, ...], tyro.conf.arg(name="class")] = ()
+    """Classes to prepare, for example CandyCane; all of them if none is given."""
+    name: str | None = None
+    """The name in the workspace, for a single class; the class's (for rgb-blacked with that added) if not given."""
+    variant: Literal["rgb", "rgb-blacked"] = "rgb"
+    """rgb: photos as they are, as published. rgb-blacked: their background black."""
+    workers: int = 0
+    """Processes that work; 0 for one per processor. Changes the time only."""
+    workspace: Path | None = None
+    """Where classes are written; else $SPLATAD_WORKSPACE, else ./splatad-work."""
+    copy: bool = False
+    """Copy the photos instead of linking to them."""
+
+
 Command = (
     Annotated[MadSim, tyro.conf.subcommand(name="mad-sim")]
     | Annotated[NerfSynthetic, tyro.conf.subcommand(name="nerf-synthetic")]
@@ -234,12 +286,16 @@ Command = (
     | Annotated[Piad, tyro.conf.subcommand(name="piad")]
     | Annotated[Mesh, tyro.conf.subcommand(name="mesh")]
     | Annotated[BrokenChairs, tyro.conf.subcommand(name="broken-chairs")]
+    | Annotated[Mvtec3d, tyro.conf.subcommand(name="mvtec-3d")]
+    | Annotated[Eyecandies, tyro.conf.subcommand(name="eyecandies")]
 )
+
+REFUSED_SHOWN = 20
 
 Source = MadSim | NerfSynthetic | Nerfstudio | Colmap | Llff | Photos | MadReal | Piad
 
 
-def run(config: Source | Mesh | BrokenChairs) -> int:
+def run(config: Source | Mesh | BrokenChairs | Mvtec3d | Eyecandies) -> int:
     """0 once every scene is written and a summary is printed.
 
     Raises: InputError for data that cannot be used, MissingPartError for --triangulate without pycolmap; nothing half-written
@@ -266,8 +322,9 @@ def run(config: Source | Mesh | BrokenChairs) -> int:
             bar.update(tasks[name], completed=done)
 
         notes: list[str] = []
-        if isinstance(config, BrokenChairs):
-            lines = _packed(config, workspace.scene, progress)
+        if isinstance(config, BrokenChairs | Mvtec3d | Eyecandies):
+            made = _packed if isinstance(config, BrokenChairs) else _registered
+            lines = made(config, workspace.scene, progress)  # type: ignore[arg-type]
             bar.stop()
             for line in lines:
                 console.print(line, markup=False)
@@ -320,6 +377,64 @@ def _packed(
         lines += [f"    {reason}" for reason in found.skipped[:NAMED]]
     lines.append(f"  packed in {found.folder}")
     return lines
+
+
+def _registered(
+    config: Mvtec3d | Eyecandies,
+    class_folder: Callable[[str], Path],
+    progress: Callable[[str, int, int], None],
+) -> list[str]:
+    """Prepare the classes; what to print."""
+    from prepare.datasets.eyecandies import prepare_eyecandies
+    from prepare.datasets.mvtec_3d import prepare_mvtec_3d
+    from prepare.foreground_cloud import CloudSettings
+    from prepare.registered import SPLITS
+
+    if isinstance(config, Mvtec3d):
+        classes = prepare_mvtec_3d(
+            config.data,
+            class_folder,
+            classes=config.class_ or None,
+            name=config.name,
+            variant=config.variant,
+            cloud=CloudSettings(noise_votes=config.noise_votes, seed=config.seed),
+            copy=config.copy,
+            workers=config.workers,
+            progress=progress,
+        )
+    else:
+        classes = prepare_eyecandies(
+            config.data,
+            class_folder,
+            classes=config.class_ or None,
+            name=config.name,
+            variant=config.variant,
+            copy=config.copy,
+            workers=config.workers,
+            progress=progress,
+        )
+    lines = []
+    for made in classes:
+        found = made.registered
+        split = ", ".join(f"{len(found.samples(name))} {name}" for name in SPLITS)
+        labels = Counter(sample.defect for sample in found.samples("test"))
+        by_label = ", ".join(f"{count} {label}" for label, count in labels.items())
+        lines.append(
+            f"{made.folder.name}: {split}" + (f" ({by_label})" if by_label else "") + f"; {found.variant}"
+        )
+        lines += [f"  {note}" for note in made.notes]
+        if made.kept:
+            lines.append(f"  {made.kept} samples were there already")
+        if found.refused:
+            lines.append(f"  refused: {len(found.refused)} samples")
+            lines += [f"    {name}: {why}" for name, why in found.refused[:REFUSED_SHOWN]]
+            if len(found.refused) > REFUSED_SHOWN:
+                lines.append(f"    ... all of them are in {made.folder / 'class.json'}")
+        lines.append(f"  written to {made.folder}")
+    follow_up = f"splatad train cfm --class {classes[0].folder.name}"
+    if config.workspace is not None:
+        follow_up += f" --workspace {config.workspace}"
+    return [*lines, f"next: {follow_up}"]
 
 
 def _prepare(
