@@ -112,6 +112,10 @@ def _transformer(name: str, blocks: int, random_seed: int | None, device: torch.
     made = TRANSFORMERS[name]
     if not 0 <= blocks <= made.blocks:
         raise UsageError(f"blocks {blocks}: {name} has {made.blocks}; give 1 to {made.blocks}, or 0 for all")
+    file = f"{made.timm_name}.safetensors"
+    converted = WeightsFile(made.timm_name, file, "the model's own", None, None, "given by the user")
+    entry = converted if locate(converted) is not None else REGISTRY[made.weights]
+    tensors = {} if random_seed is not None else load_weights(entry)
     with torch.device("meta"):  # its weights come from elsewhere
         network = VisionTransformer(
             patch_px=made.patch_px,
@@ -124,10 +128,7 @@ def _transformer(name: str, blocks: int, random_seed: int | None, device: torch.
     network.to_empty(device="cpu")
     if random_seed is not None:
         return TransformerGrid(randomised(network, random_seed), made.cell_px, device)
-    file = f"{made.timm_name}.safetensors"
-    converted = WeightsFile(made.timm_name, file, "the model's own", None, None, "given by the user")
-    entry = converted if locate(converted) is not None else REGISTRY[made.weights]
-    return TransformerGrid(load_needed(network, load_weights(entry), entry.name), made.cell_px, device)
+    return TransformerGrid(load_needed(network, tensors, entry.name), made.cell_px, device)
 
 
 # ----------------------------------------------------------------------------------------------------------- pyramids

@@ -12,6 +12,7 @@ from torch import Tensor
 from detect.cfm.descriptors import (
     Cloud,
     Surface,
+    curvature,
     fpfh,
     fpfh_multi,
     surface,
@@ -22,8 +23,9 @@ from detect.cfm.transformer import load_needed, randomised
 from prepare.errors import InputError, UsageError
 from prepare.weights import find_entry, load_weights
 
-POINT_MAE, NORMALS, FPFH, FPFH_MULTI = "point_mae", "normals", "fpfh", "fpfh_multi"
-SHAPES = (POINT_MAE, NORMALS, FPFH, FPFH_MULTI)
+POINT_MAE, NORMALS, FPFH = "point_mae", "normals", "fpfh"
+_BETWEEN = {"fpfh_multi": fpfh_multi, "curvature": curvature}  # described at one pixel in four
+SHAPES = (POINT_MAE, NORMALS, FPFH, *_BETWEEN)
 PICTURE_RADIUS_M, PICTURE_NEIGHBOURS = (
     0.01,
     30,
@@ -50,14 +52,14 @@ def _point_mae(
 ) -> PointMAE:
     if not 0 <= blocks <= BLOCKS:
         raise UsageError(f"blocks {blocks}: Point-MAE has {BLOCKS}; give 1 to {BLOCKS}, or 0 for all")
-    with torch.device("meta"):
+    entry = find_entry(POINT_MAE)
+    tensors = {} if random_seed is not None else load_weights(entry)
+    with torch.device("meta"):  # its weights come from elsewhere
         network = PointMAE(blocks or BLOCKS, batch_statistics)
     network.to_empty(device="cpu")
     if random_seed is not None:
         return randomised(network, random_seed).to(device)
-    entry = find_entry(POINT_MAE)
-    tensors = {_plain(name): tensor for name, tensor in load_weights(entry).items()}
-    return load_needed(network, tensors, entry.name).to(device)
+    return load_needed(network, {_plain(name): t for name, t in tensors.items()}, entry.name).to(device)
 
 
 def _plain(name: str) -> str:
@@ -81,7 +83,7 @@ def tokens_at_pixels(
 def descriptors_at_pixels(
     xyz: Float[Tensor, "px px xyz=3"], valid: Bool[Tensor, "px px"], name: str
 ) -> tuple[Float[Tensor, "tokens width"], PixelWeights]:
-    """`fpfh` (33 numbers, each of three parts sums to 200) or `fpfh_multi` (103) and their weights at the valid pixels.
+    """Descriptors and their weights at the valid pixels: `fpfh` (33), `fpfh_multi` (103) or `curvature` (15 numbers).
 
     A pixel has the mean of those of its 3 x 3 px, each interpolated from the three nearest points that were described.
 
@@ -94,7 +96,7 @@ def descriptors_at_pixels(
     if name == FPFH:
         values = fpfh(cloud, seen, stride=1).values
         return values, average_of_valid(usable, eye_array(len(values), format="csr"))
-    described = fpfh_multi(cloud, seen)
+    described = _BETWEEN[name](cloud, seen)
     return described.values, average_of_valid(usable, nearest_tokens(xyz[usable], described.points))
 
 

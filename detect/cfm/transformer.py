@@ -149,6 +149,9 @@ def load_needed(network: Network, tensors: Mapping[str, Tensor], where: str) -> 
 def randomised(network: Network, seed: int) -> Network:
     """`network` itself, frozen, with weights as before training: to try a pipeline and to measure time, not to judge parts."""
     generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.reset_running_stats()
     for name, own in network.named_parameters():
         with torch.no_grad():
             if own.ndim > 1:

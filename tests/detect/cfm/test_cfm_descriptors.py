@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from detect.cfm.descriptors import Cloud, Surface, fpfh, fpfh_multi, neighbours, surface, thinned
+from detect.cfm.descriptors import Cloud, Surface, curvature, fpfh, fpfh_multi, neighbours, surface, thinned
 
 if TYPE_CHECKING:
     from prepare.registered import Registered
@@ -127,7 +127,7 @@ def test_fpfh_is_the_definition_written_out() -> None:
     normals = torch.nn.functional.normalize(
         torch.randn(14, 14, 3, generator=generator) * 0.4 - torch.tensor([0.0, 0.0, 1.0]), dim=2
     )
-    seen = Surface(normals, torch.zeros(14, 14), torch.ones(14, 14).bool())
+    seen = Surface(normals, torch.zeros(14, 14), torch.zeros(14, 14), torch.ones(14, 14).bool())
     found = fpfh(cloud, seen, count=20, stride=1).values
     expected = _literal_fpfh(
         cloud.points.flatten(0, 1).double().numpy(), normals.flatten(0, 1).double().numpy(), 20
@@ -176,6 +176,29 @@ def test_multi_is_normal_variation_and_three_scales(rough_bowl: Registered) -> N
     assert torch.equal(found.values[:, :3], seen.normals.flatten(0, 1)[pixels])
     assert torch.equal(found.values[:, 37:70], fpfh(cloud, seen, count=100).values)
     assert torch.equal(found.points, cloud.points.flatten(0, 1)[pixels])
+
+
+def test_curvature_of_a_plane_is_nothing_and_of_a_bump_its_height() -> None:
+    axis = torch.arange(48) * 5e-4
+    down, right = torch.meshgrid(axis, axis, indexing="ij")
+    flat = torch.stack([right, down, 0.4 + 0.3 * right], dim=2)
+    everywhere = torch.ones(48, 48).bool()
+    plane = curvature(Cloud(flat, everywhere), surface(Cloud(flat, everywhere))).values
+    assert plane.shape == (24 * 24, 15)
+    middle = (torch.arange(24 * 24).view(24, 24)[6:18, 6:18]).flatten()
+    expected = torch.tensor([0.3, 0.0, -1.0]) / math.sqrt(1.09)
+    for scale in range(3):
+        torch.testing.assert_close(
+            plane[middle, 5 * scale : 5 * scale + 3], expected.expand(144, 3), rtol=0, atol=3e-3
+        )
+        assert plane[middle, 5 * scale + 3 : 5 * scale + 5].abs().max() < 5e-3
+    bumped = flat.clone()
+    bumped[24, 24, 2] -= 2e-4  # one point nearer to the camera by 0.4 px
+    values = curvature(Cloud(bumped, everywhere), surface(Cloud(bumped, everywhere))).values.view(24, 24, 15)
+    distances = (flat - flat[24, 24]).flatten(0, 1).norm(dim=1).sort().values[:30]
+    height = 2e-4 * (1 - 1 / 30) / math.sqrt(1.09)
+    assert values[12, 12, 4] == pytest.approx(height / float(distances.square().mean().sqrt()), rel=0.1)
+    assert values[..., 4].argmax() == 12 * 24 + 12
 
 
 def test_thinned_takes_the_first_valid_pixel_of_each_cell() -> None:
