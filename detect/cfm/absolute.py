@@ -25,7 +25,7 @@ from detect.verdict import Verdict
 from prepare.errors import InputError, UsageError
 
 LEAST_LIMIT = 1.0  # standard deviations: what nowhere rises so far above good photos' pixels is no defect
-MOST_DIFFERENT = 0.5  # share of the part above the limit from which the photo shows something else altogether
+MOST_DIFFERENT = 0.8  # share of the part above the limit from which the photo shows something else altogether
 LEAST_VALID, MOST_VALID = 0.5, 2.0  # times the fewest and the most valid pixels of a good photo
 GROW_SHARE = 0.5  # a region found above the limit spreads to this share of it
 LEAST_REGION_PX = 4  # at 224 x 224

@@ -154,12 +154,12 @@ ROWS = (
 
 _CMDS = "poster of CMDS-AD"
 SPEED = (
-    SpeedRow("BTF", 3.197, 381, _CVPR, "recalled"),
-    SpeedRow("AST", 4.966, 464, _CVPR, "recalled"),
-    SpeedRow("M3DM", 0.514, 6526, _CVPR, "recalled"),
+    SpeedRow("BTF", 3.197, 381.0, _CVPR, "recalled"),
+    SpeedRow("AST", 4.966, 464.0, _CVPR, "recalled"),
+    SpeedRow("M3DM", 0.514, 6526.0, _CVPR, "recalled"),
     SpeedRow("CFM", 21.755, 437.9, _CVPR, "recalled"),
-    SpeedRow("CFM, on an RTX 2080 Ti", 5.71, 3757, "note of CPMAD; memory as it ran"),
-    SpeedRow("M3DM, on an RTX 2080 Ti", 1.10, 8402, "note of CPMAD; memory as it ran"),
+    SpeedRow("CFM, on an RTX 2080 Ti", 5.71, 3757.0, "note of CPMAD; memory as it ran"),
+    SpeedRow("M3DM, on an RTX 2080 Ti", 1.10, 8402.0, "note of CPMAD; memory as it ran"),
     SpeedRow("CFM (in UniMMAD)", 13.18, None, "note of UniMMAD"),
 )
 FEW_SHOT = (

@@ -440,7 +440,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
-        return {"to_shape": float(to_shape), "to_photo": float(to_photo)}
+        return {"to_shape": to_shape.item(), "to_photo": to_photo.item()}
 
     def _rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -36,11 +36,24 @@ class Detect:
     """Name of the fitted reference in the workspace; one or more that the photos may show, all of them if not given."""
     reference: Path | None = None
     """A reference folder instead of those of the workspace; with --detector cmt also a mesh: .stl, .obj, .ply, .glb."""
-    detector: Literal["difference", "cmt"] = "difference"
+    detector: Literal["difference", "cmt", "cfm"] = "difference"
     """difference: the reference's picture at the photo's camera; cmt: a network that compares shapes, from any side, of a
-    mesh or of splats (in Python: detect.cmt.predict.Predictor). Trained on chairs alone so far."""
+    mesh or of splats (in Python: detect.cmt.predict.Predictor), trained on chairs alone so far; cfm: for photos with a measured
+    point at every pixel, whether both agree as on good parts (`splatad train cfm`)."""
     network: Path | None = None
-    """With --detector cmt: the .safetensors file of `splatad train cmt`, or its folder; else the one shipped."""
+    """With --detector cmt: the .safetensors file of `splatad train cmt`, or its folder; else the one shipped. With --detector
+    cfm: that of `splatad train cfm`; else the one of --class."""
+    xyz: tuple[Path, ...] = ()
+    """With --detector cfm: the photo's points, a TIFF of x, y, z in metres at every pixel, or the folder of them, by the photos'
+    names; looked for beside the photo and in ../xyz if not given."""
+    fusion: Literal["product", "sum", "max", "zmean", "photo", "shape"] = "product"
+    """With --detector cfm: how the two directions become one map; see `splatad evaluate cfm`."""
+    ground: Literal["auto", "keep", "remove"] = "auto"
+    """With --detector cfm: take away what the part stands on, as in the training's photos; auto: where points reach the photo's
+    border and the training's ground was taken away."""
+    false_alarm_rate: float | None = None
+    """With --detector cfm: share of good photos that may be called NG; the network's own if not given. (Others: `splatad
+    calibrate`.)"""
     up: Literal["auto", "y", "z"] = "auto"
     """With --detector cmt: the part's upward axis; auto: y for .obj and .glb, z else."""
     workspace: Path | None = None
@@ -110,12 +123,26 @@ def run(config: Detect) -> int:
 
     if not config.query:
         raise UsageError("--query: name at least one photo or a folder of photos")
+    for_cfm = (
+        config.xyz
+        or config.fusion != "product"
+        or config.ground != "auto"
+        or config.false_alarm_rate is not None
+    )
+    if for_cfm and config.detector != "cfm":
+        raise UsageError("--xyz, --fusion, --ground, --false-alarm-rate: for --detector cfm alone")
+    if config.detector == "cfm":
+        if config.up != "auto":
+            raise UsageError("--up: for --detector cmt alone")
+        from splatad.cfm_detect import detect_points
+
+        return detect_points(config)
     if config.detector == "cmt":
         from splatad.cmt_detect import detect_shapes
 
         return detect_shapes(config)
     if config.network is not None or config.up != "auto":
-        raise UsageError("--network, --up: for --detector cmt alone")
+        raise UsageError("--network, --up: for --detector cmt alone (--network for cfm too)")
     if (
         config.reference is not None
         and config.reference.suffix.lower() in MESH_SUFFIXES

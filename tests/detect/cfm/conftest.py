@@ -15,7 +15,7 @@ from torch import Tensor
 from prepare.errors import InputError
 from prepare.registered import Registered, Sample
 
-PX = 24
+PX = 56
 PHOTO_WIDTH, SHAPE_WIDTH = 6, 5
 
 
@@ -52,7 +52,7 @@ def made_features(seed: int, planted: bool = False) -> MadeFeatures:
     shape = np.tanh(waves @ rule) + 3.0  # far from the origin: cosines say little before standardising
     valid = (rows - PX / 2) ** 2 + (columns - PX / 2) ** 2 < (PX / 2 - 2) ** 2
     if planted:
-        shape[8:14, 9:15] = 6.0 - shape[8:14, 9:15]
+        shape[16:28, 18:30] = 6.0 - shape[16:28, 18:30]
     flat = torch.from_numpy(valid).flatten()
     return MadeFeatures(
         torch.from_numpy(waves).float().reshape(-1, PHOTO_WIDTH) * flat[:, None],
@@ -92,7 +92,7 @@ class MadeClass:
     def load(self, sample: Sample, px: int) -> Registered:
         mask = torch.zeros(px, px, dtype=torch.bool)
         if sample.label:
-            mask[8:14, 9:15] = True
+            mask[16:28, 18:30] = True
         valid = self.get(sample).valid.reshape(px, px)
         xyz = valid[..., None] * torch.ones(px, px, 3)
         truth = None if sample.name == "test/hole/001" else mask

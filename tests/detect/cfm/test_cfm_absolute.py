@@ -31,12 +31,12 @@ def made_good(peaks: np.ndarray, share: float = 0.3) -> list[GoodPhoto]:
 def test_a_new_good_photo_passes_the_limit_at_the_rate_asked_for():
     rng = np.random.default_rng(0)
     rate, passed = 0.1, []
-    for _ in range(400):
+    for _ in range(150):
         peaks = rng.gamma(4.0, 1.0, 30)
         scale = absolute_of(made_good(peaks[:-1]), ScoreConfig(), rate)
         passed.append((peaks[-1] - scale.mean) / scale.spread > scale.limit)
-    # Exactly (n + 1 - k) / (n + 1) = 3 / 30 in the long run; four standard errors of 400 draws.
-    assert abs(np.mean(passed) - 0.1) < 4 * (0.1 * 0.9 / 400) ** 0.5
+    # Exactly (n + 1 - k) / (n + 1) = 3 / 30 in the long run; four standard errors of 150 draws.
+    assert abs(np.mean(passed) - 0.1) < 4 * (0.1 * 0.9 / 150) ** 0.5
 
 
 def test_mean_and_spread_are_those_of_all_valid_pixels():

@@ -34,7 +34,7 @@ from detect.cfm.train import TrainConfig, train
 from detect.metrics import aupro, aupro_of_99
 from prepare.errors import InputError
 
-from .conftest import PHOTO_WIDTH, SHAPE_WIDTH, MadeClass, made_features
+from .conftest import PHOTO_WIDTH, PX, SHAPE_WIDTH, MadeClass, made_features
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     made = MadeClass()
-    config = TrainConfig(steps=250, batch=4, pixels=64, rate=3e-3, least_hidden=32, check_every=250)
+    config = TrainConfig(steps=150, batch=4, pixels=64, rate=5e-3, least_hidden=32, check_every=150)
     result = train(made.samples(), made, tmp_path_factory.mktemp("run"), config, {})
     looked, refused = look(result.checkpoint.pair, made.samples("test"), made, made)
     assert refused == []
@@ -64,8 +64,8 @@ def test_a_planted_anomaly_is_found_where_it_is(trained):
         assert photo.verdict.name == "NG"
         region = regions(scale.z_map(anomaly_map(one.found, scale.score)), scale.limit)[0]
         x0, y0, x1, y1 = region.box
-        assert x0 < 12 < x1  # the square is 8..14 x 9..15
-        assert y0 < 11 < y1
+        assert x0 < 24 < x1  # the square is 16..28 x 18..30
+        assert y0 < 22 < y1
     # Held-out losses fall far below those of unrelated features (1).
     assert result.history[-1]["to_shape"] < 0.2
 
@@ -141,7 +141,7 @@ def test_extremes_are_the_photos_to_look_at(trained):
 
 def test_speed_and_memory_count_what_the_paper_counts(trained):
     made, result, _ = trained
-    photos = [made.load(sample, 24) for sample in made.samples("test")[:3]]
+    photos = [made.load(sample, PX) for sample in made.samples("test")[:3]]
     calls = []
 
     def extract(photo):
