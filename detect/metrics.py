@@ -45,6 +45,7 @@ Masks = (
 )
 
 AUPIMO_BOUNDS = (1e-5, 1e-4)  # false positive rates, as its authors propose
+PAPER_THRESHOLDS = 99  # of AUPRO in CFM's evaluation
 TOUCHING = np.ones((3, 3), dtype=bool)  # 8-connected: pixels that share a corner belong to one region
 
 
@@ -86,7 +87,7 @@ class RecallAt(NamedTuple):
 
 @dataclass(frozen=True)
 class ProCurve:
-    """Per-region overlap against false positive rate, from (0, 0) to (1, 1), a point per distinct score."""
+    """Per-region overlap against false positive rate, from rate 0 to (1, 1), a point per threshold."""
 
     fpr: Float[np.ndarray, " points"]  # share of defect-free pixels at or above the threshold, [0, 1], rising
     pro: Float[np.ndarray, " points"]  # share of a defect's pixels found, mean over defects, [0, 1], rising
@@ -211,40 +212,40 @@ def pro_curve(maps: Maps, masks: Masks) -> ProCurve:
     score is a threshold here, no fixed grid.
     Raises: ValueError where maps and masks do not pair up, a score is NaN, or one kind of pixel is missing.
     """
-    if len(maps) != len(masks):
-        raise ValueError(f"AUPRO: one mask per map is needed, got {len(maps)} maps and {len(masks)} masks")
-    sizes_of_regions: list[NDArray[np.int64]] = []
-    region_of_pixel: list[NDArray[np.int32]] = []  # 0 = defect-free, else 1-based over all images
-    scores: list[NDArray[np.floating]] = []
-    regions_before = 0
-    for number, (one_map, one_mask) in enumerate(zip(maps, masks, strict=True)):
-        values, defect = _array(one_map), _array(one_mask).astype(bool)
-        if values.shape != defect.shape:
-            raise ValueError(f"AUPRO: map {number} is {values.shape}, its mask {defect.shape}; resize one")
-        regions, count = ndimage.label(defect, structure=TOUCHING)
-        flat = regions.ravel().astype(np.int32)
-        sizes_of_regions.append(np.bincount(flat, minlength=count + 1)[1:])
-        flat[flat > 0] += regions_before
-        region_of_pixel.append(flat)
-        scores.append(values.ravel())
-        regions_before += count
-    if regions_before == 0:
-        raise ValueError(f"AUPRO: needs a defect in at least one mask, got {len(masks)} masks without any")
-
-    all_scores, all_regions = np.concatenate(scores), np.concatenate(region_of_pixel)
-    sizes = np.concatenate(
-        [[np.inf], np.concatenate(sizes_of_regions)]
-    )  # a defect-free pixel adds no overlap
-    order, last_of_tie = _descending(all_scores)
-    ordered = all_regions[order]
+    scores, region_of_pixel, sizes = _pixels_by_region(maps, masks)
+    order, last_of_tie = _descending(scores)
+    ordered = region_of_pixel[order]
     false_positives = np.cumsum(ordered == 0)
-    if false_positives[-1] == 0:
-        raise ValueError("AUPRO: needs defect-free pixels, got masks that are defective everywhere")
-    overlap = np.cumsum(1.0 / sizes[ordered]) / regions_before
+    overlap = np.cumsum(1.0 / sizes[ordered]) / (len(sizes) - 1)
     fpr = false_positives[last_of_tie] / false_positives[-1]
     pro = np.minimum(overlap[last_of_tie], 1.0)
     pro[-1] = 1.0  # every pixel of every region is found; the sum above is so up to rounding
     return ProCurve(fpr=np.concatenate([[0.0], fpr]), pro=np.concatenate([[0.0], pro]))
+
+
+def pro_curve_of_99(maps: Maps, masks: Masks) -> ProCurve:
+    """The curve as the papers on MVTec 3D-AD draw it, through 99 thresholds and (1, 1), a straight line from each to the next.
+
+    The thresholds are the scores at places floor(i (n - 1) / 98), i = 0 .. 98, of the n defect-free pixels in rising order;
+    the false positive rate there is 1 - (place + 1) / n, by rank even where scores tie; found is what scores strictly more.
+    Rates are 1/98 apart, so that AUPRO to 0.01 is 0.51 PRO(0) + 0.49 PRO(1/98), below 0.5 for a map whose highest scores
+    are good pixels however few: published figures saturate there. To compare with the papers; `pro_curve` for the rest.
+
+    Source: the evaluation of Costanzino et al., "Multimodal Industrial Anomaly Detection by Crossmodal Feature Mapping",
+    CVPR 2024, after that of MVTec 3D-AD (Bergmann et al. 2022), as specified; not their code.
+    Raises: ValueError as `pro_curve`.
+    """
+    scores, region_of_pixel, sizes = _pixels_by_region(maps, masks)
+    _need_numbers(scores)
+    good = np.sort(scores[region_of_pixel == 0])
+    places = np.linspace(0, good.size - 1, PAPER_THRESHOLDS, dtype=np.int64)  # truncates
+    defective = region_of_pixel > 0
+    order = np.argsort(scores[defective], kind="stable")[::-1]
+    found = np.concatenate([[0.0], np.cumsum(1.0 / sizes[region_of_pixel[defective][order]])])
+    above = order.size - np.searchsorted(scores[defective][order[::-1]], good[places], side="right")
+    pro = np.minimum(found[above] / (len(sizes) - 1), 1.0)
+    fpr = 1.0 - (places + 1) / good.size
+    return ProCurve(fpr=np.append(fpr[::-1], 1.0), pro=np.append(pro[::-1], 1.0))
 
 
 def aupro(maps: Maps, masks: Masks, limit: float = 0.3) -> float:
@@ -255,6 +256,14 @@ def aupro(maps: Maps, masks: Masks, limit: float = 0.3) -> float:
     Raises: ValueError as `pro_curve` and `ProCurve.area_to`.
     """
     return pro_curve(maps, masks).area_to(limit)
+
+
+def aupro_of_99(maps: Maps, masks: Masks, limit: float = 0.3) -> float:
+    """Area in [0, 1] to the false positive rate `limit` under the papers' curve (`pro_curve_of_99`), divided by `limit`.
+
+    Raises: ValueError as `pro_curve` and `ProCurve.area_to`.
+    """
+    return pro_curve_of_99(maps, masks).area_to(limit)
 
 
 def aupimo(
@@ -393,14 +402,40 @@ def _array(values: NDArray | Tensor) -> NDArray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
+def _pixels_by_region(
+    maps: Maps, masks: Masks
+) -> tuple[NDArray[np.floating], NDArray[np.int32], NDArray[np.float64]]:
+    """Score and region of every pixel of all images (0: defect-free), and the regions' sizes in px, of 0 infinite."""
+    if len(maps) != len(masks):
+        raise ValueError(f"AUPRO: one mask per map is needed, got {len(maps)} maps and {len(masks)} masks")
+    sizes: list[NDArray[np.floating]] = [np.array([np.inf])]  # a defect-free pixel adds no overlap
+    region_of_pixel: list[NDArray[np.int32]] = []  # 1-based over all images
+    scores: list[NDArray[np.floating]] = []
+    regions_before = 0
+    for number, (one_map, one_mask) in enumerate(zip(maps, masks, strict=True)):
+        values, defect = _array(one_map), _array(one_mask).astype(bool)
+        if values.shape != defect.shape:
+            raise ValueError(f"AUPRO: map {number} is {values.shape}, its mask {defect.shape}; resize one")
+        regions, count = ndimage.label(defect, structure=TOUCHING)
+        flat = regions.ravel().astype(np.int32)
+        sizes.append(np.bincount(flat, minlength=count + 1)[1:].astype(np.float64))
+        flat[flat > 0] += regions_before
+        region_of_pixel.append(flat)
+        scores.append(values.ravel())
+        regions_before += count
+    if regions_before == 0:
+        raise ValueError(f"AUPRO: needs a defect in at least one mask, got {len(masks)} masks without any")
+    all_regions = np.concatenate(region_of_pixel)
+    if not (all_regions == 0).any():
+        raise ValueError("AUPRO: needs defect-free pixels, got masks that are defective everywhere")
+    return np.concatenate(scores), all_regions, np.concatenate(sizes)
+
+
 def _descending(scores: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """The order of falling scores, and in that order the position of the last of each run of equal scores."""
     if scores.size == 0:
         raise ValueError("metrics: no scores were given")
-    if np.isnan(scores).any():
-        raise ValueError(
-            f"metrics: {int(np.isnan(scores).sum())} of {scores.size} scores are NaN; leave them out first"
-        )
+    _need_numbers(scores)
     order = np.argsort(scores)[::-1]
     ordered = scores[order]
     return order, np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), scores.size - 1)
@@ -441,6 +476,13 @@ def _average_precision_of_counts(true_positives: NDArray, false_positives: NDArr
 def _f1_of_counts(true_positives: NDArray, false_positives: NDArray) -> NDArray:
     _need_defects("F1", true_positives, false_positives)
     return 2 * true_positives / (true_positives[-1] + true_positives + false_positives)
+
+
+def _need_numbers(scores: NDArray) -> None:
+    if np.isnan(scores).any():
+        raise ValueError(
+            f"metrics: {int(np.isnan(scores).sum())} of {scores.size} scores are NaN; leave them out first"
+        )
 
 
 def _need_both_classes(what: str, values: NDArray, defective: NDArray) -> None:

@@ -59,6 +59,12 @@ COMMANDS = {
     "evaluate cmt": CommandLine(
         "its metrics on shapes it has not seen, beside the published ones", "evaluate cmt --data DATA/chairs"
     ),
+    "train cfm": CommandLine(
+        "train the network that compares a photo with its measured points", "train cfm --class bagel"
+    ),
+    "evaluate cfm": CommandLine(
+        "its metrics on the class's test photos, beside the published ones", "evaluate cfm --class bagel"
+    ),
     "doctor": CommandLine("what is installed, what is missing, and what brings it", "doctor"),
 }
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -36,18 +36,29 @@ class Detect:
     """Name of the fitted reference in the workspace; one or more that the photos may show, all of them if not given."""
     reference: Path | None = None
     """A reference folder instead of those of the workspace; with --detector cmt also a mesh: .stl, .obj, .ply, .glb."""
-    detector: Literal["difference", "cmt"] = "difference"
+    detector: Literal["difference", "cmt", "cfm"] = "difference"
     """difference: the reference's picture at the photo's camera; cmt: a network that compares shapes, from any side, of a
-    mesh or of splats (in Python: detect.cmt.predict.Predictor). Trained on chairs alone so far."""
+    mesh or of splats (in Python: detect.cmt.predict.Predictor), trained on chairs alone so far; cfm: for photos with a measured
+    point at every pixel, whether both agree as on good parts (`splatad train cfm`)."""
     network: Path | None = None
-    """With --detector cmt: the .safetensors file of `splatad train cmt`, or its folder; else the one shipped."""
+    """With --detector cmt: the .safetensors file of `splatad train cmt`, or its folder; else the one shipped. With --detector
+    cfm: that of `splatad train cfm`; else the one of --class."""
+    xyz: tuple[Path, ...] = ()
+    """With --detector cfm: the photo's points, a TIFF of x, y, z in metres at every pixel, or the folder of them, by the photos'
+    names; looked for beside the photo and in ../xyz if not given."""
+    fusion: Literal["product", "sum", "max", "zmean", "photo", "shape"] = "product"
+    """With --detector cfm: how the two directions become one map; see `splatad evaluate cfm`."""
+    ground: Literal["auto", "keep", "remove"] = "auto"
+    """With --detector cfm: take away what the part stands on, as in the training's photos; auto: where points reach the photo's
+    border and the training's ground was taken away."""
     up: Literal["auto", "y", "z"] = "auto"
     """With --detector cmt: the part's upward axis; auto: y for .obj and .glb, z else."""
     good: tuple[Path, ...] = ()
     """With --detector cmt: photos of good parts, or folders of them; their scores set the limit for this part, which the
     network never saw, instead of the chairs'. (`calibrate --good` does so for --detector difference.)"""
     false_alarm_rate: float | None = None
-    """With --good: share of good photos that may be called NG; 0.05, or what their number supports if that is more."""
+    """With --good, or --detector cfm: share of good photos that may be called NG; 0.05, or what their number supports if that
+    is more; of cfm the network's own."""
     workspace: Path | None = None
     """Where references lie; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     out: Path | None = None
@@ -115,16 +126,15 @@ def run(config: Detect) -> int:
 
     if not config.query:
         raise UsageError("--query: name at least one photo or a folder of photos")
+    _check_flags(config)
+    if config.detector == "cfm":
+        from splatad.cfm_detect import detect_points
+
+        return detect_points(config)
     if config.detector == "cmt":
         from splatad.cmt_detect import detect_shapes
 
         return detect_shapes(config)
-    if config.network is not None or config.up != "auto":
-        raise UsageError("--network, --up: for --detector cmt alone")
-    if config.good or config.false_alarm_rate is not None:
-        raise UsageError(
-            "--good, --false-alarm-rate: for --detector cmt; use `splatad calibrate --good` with this one"
-        )
     if (
         config.reference is not None
         and config.reference.suffix.lower() in MESH_SUFFIXES
@@ -237,6 +247,27 @@ def run(config: Detect) -> int:
     if config.exit_status:
         return 10 if counts["NG"] else 20 if counts["CANNOT TELL"] else 0
     return 0
+
+
+def _check_flags(config: Detect) -> None:
+    """Raises: UsageError for a flag of another detector than the one asked for."""
+    from prepare.errors import UsageError
+
+    flags: dict[str, tuple[bool, tuple[str, ...]]] = {
+        "--network": (config.network is not None, ("cmt", "cfm")),
+        "--up": (config.up != "auto", ("cmt",)),
+        "--good": (bool(config.good), ("cmt",)),
+        "--false-alarm-rate": (config.false_alarm_rate is not None, ("cmt", "cfm")),
+        "--xyz": (bool(config.xyz), ("cfm",)),
+        "--fusion": (config.fusion != "product", ("cfm",)),
+        "--ground": (config.ground != "auto", ("cfm",)),
+    }
+    for flag, (given, detectors) in flags.items():
+        if given and config.detector not in detectors:
+            other = "; `splatad calibrate` sets this" if flag in ("--good", "--false-alarm-rate") else ""
+            raise UsageError(
+                f"{flag}: for --detector {' and '.join(detectors)}, not {config.detector}{other}"
+            )
 
 
 def _part_photo(inspection: Inspection, inspector: Inspector) -> PartPhoto:

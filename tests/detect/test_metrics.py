@@ -14,6 +14,7 @@ from detect.metrics import (
     ProCurve,
     aupimo,
     aupro,
+    aupro_of_99,
     auroc,
     auroc_error,
     average_precision,
@@ -21,6 +22,7 @@ from detect.metrics import (
     f1_max,
     object_shift_percent,
     pro_curve,
+    pro_curve_of_99,
     ranking,
     recall_at_false_alarms,
     roc_curve,
@@ -150,6 +152,78 @@ def test_area_is_interpolated_where_a_tie_crosses_the_limit() -> None:
 def test_a_perfect_map_has_aupro_one() -> None:
     _, masks = tiny_maps(0)
     assert aupro(masks.astype(float), masks, 0.05) == pytest.approx(1.0, abs=1e-12)
+
+
+def aupro_of_99_by_brute_force(maps: np.ndarray, masks: np.ndarray, limit: float) -> float:
+    """The papers' definition in words: the score of each 98th of the good pixels, and every region looked at anew."""
+    regions = []
+    for number, mask in enumerate(masks):
+        labelled, count = ndimage.label(mask, structure=np.ones((3, 3)))
+        regions += [maps[number][labelled == index] for index in range(1, count + 1)]
+    good = sorted(maps[~masks].tolist())
+    points = [(1.0, 1.0)]
+    for i in range(99):
+        place = int(i * (len(good) - 1) / 98)
+        overlaps = [np.mean([score > good[place] for score in region]) for region in regions]
+        points.append((1 - (place + 1) / len(good), float(np.mean(overlaps))))
+    points.reverse()
+    area = 0.0
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x0 >= limit or x1 == x0:
+            continue
+        end = min(x1, limit)
+        area += (end - x0) * (y0 + y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
+    return area / limit
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_aupro_of_99_is_the_brute_force_one_with_ties(seed: int, limit: float) -> None:
+    maps, masks = tiny_maps(seed)
+    expected = aupro_of_99_by_brute_force(maps, masks, limit)
+    assert aupro_of_99(maps, masks, limit) == pytest.approx(expected, abs=1e-12)
+    assert aupro_of_99(torch.from_numpy(maps), torch.from_numpy(masks), limit) == pytest.approx(expected)
+
+
+def test_aupro_of_99_by_hand_ranks_ties_and_finds_only_what_scores_more() -> None:
+    # Good 1, 2, 2, 3; regions of 2 px (3, 5) and of 1 px (2). Places 0, 0, ... 1, ... 2, ... 3 (the last alone).
+    one_map = np.array([[3.0, 5.0, 1.0, 2.0, 0.0, 2.0, 2.0, 3.0]])
+    mask = np.array([[True, True, False, True, False, False, False, False]])
+    one_map[0, 4] = 1.5  # between the regions: good 1, 1.5, 2, 2, 3
+    curve = pro_curve_of_99(one_map[None], mask[None])
+    by_rate = {round(f, 3): p for f, p in zip(curve.fpr, curve.pro, strict=True)}
+    # > 3: half of the pair. > 2: the pair. > 1.5 and > 1: all.
+    assert by_rate == pytest.approx({0.0: 0.25, 0.2: 0.5, 0.4: 0.5, 0.6: 1.0, 0.8: 1.0, 1.0: 1.0})
+    assert curve.area_to(0.2) == pytest.approx(0.375)
+    assert curve.area_to(0.3) == pytest.approx((0.2 * 0.375 + 0.1 * 0.5) / 0.3)
+
+
+def test_aupro_of_99_is_the_closed_form_of_a_known_curve() -> None:
+    # Good scores are the ranks; a defect's pixels lie so that PRO(f) = f^(1/2): the trapezoid through f = i / 98 is exact.
+    n = 98 * 250 + 1
+    good = np.arange(1, n + 1, dtype=float)
+    places = (1 - (np.arange(20_000) + 0.5) ** 2 / 20_000**2) * n
+    maps = [np.concatenate([good, places])[None]]
+    masks = [(np.arange(n + 20_000) >= n)[None]]
+    knots = np.arange(99) / 98
+    for limit in (0.01, 0.05, 0.3):
+        grid = np.append(knots[knots < limit], limit)
+        expected = np.trapezoid(np.interp(grid, knots, np.sqrt(knots)), grid) / limit
+        assert aupro_of_99(maps, masks, limit) == pytest.approx(expected, abs=2e-3)
+        assert aupro(maps, masks, limit) == pytest.approx(2 / 3 * limit**0.5, abs=2e-3)
+    # Nothing found at rate 0: the area to 0.01 is 0.49 of what is found at 1/98.
+    assert aupro_of_99(maps, masks, 0.01) == pytest.approx(0.49 * 98**-0.5, abs=2e-3)
+
+
+def test_both_forms_of_aupro_call_a_perfect_map_one_and_refuse_the_same() -> None:
+    _, masks = tiny_maps(0)
+    assert aupro_of_99(masks.astype(float), masks, 0.01) == pytest.approx(1.0, abs=1e-12)
+    with pytest.raises(ValueError, match="without any"):
+        aupro_of_99(np.zeros((2, 3, 3)), np.zeros((2, 3, 3), dtype=bool))
+    with pytest.raises(ValueError, match="1 of 9 scores are NaN"):
+        aupro_of_99(
+            np.full((1, 3, 3), 1.0) + np.where(np.eye(3) * [1, 0, 0], np.nan, 0), np.eye(3, dtype=bool)[None]
+        )
 
 
 def test_aupro_takes_photos_of_different_sizes() -> None:
