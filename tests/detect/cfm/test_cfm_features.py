@@ -277,10 +277,10 @@ def test_batch_statistics_keep_patches_apart_at_the_scale_of_metres(scale: float
     encoder = PatchEncoder(batch_statistics=True)
     with torch.no_grad():
         unit, metric = encoder(_patches(1.0)), encoder(_patches(scale))
-        assert _mean_cosine(metric) < 0.97
-        assert _mean_cosine(metric) == pytest.approx(_mean_cosine(unit), abs=0.01 if scale > 0.05 else 0.05)
+        assert _mean_cosine(metric) < 0.9
+        assert _mean_cosine(metric) == pytest.approx(_mean_cosine(unit), abs=0.01)
         encoder.batch_statistics = False
-        assert _mean_cosine(encoder(_patches(scale))) > 0.99 or scale > 0.05
+        assert _mean_cosine(encoder(_patches(scale))) > 0.995  # all alike
 
 
 def test_without_eps_the_scale_of_patches_does_not_matter() -> None:
