@@ -36,6 +36,9 @@ COMMANDS = {
     "generate chairs": CommandLine(
         "make chairs with and without an anomaly, to train CMT", "generate chairs --out DATA"
     ),
+    "generate registered": CommandLine(
+        "make parts with a measured point at every pixel, to try CFM", "generate registered --out DATA"
+    ),
     "prepare": CommandLine(
         "turn a dataset or photos into scenes; changes no file of yours", "prepare mad-sim --data DATA"
     ),
