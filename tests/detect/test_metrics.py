@@ -221,7 +221,9 @@ def test_both_forms_of_aupro_call_a_perfect_map_one_and_refuse_the_same() -> Non
     with pytest.raises(ValueError, match="without any"):
         aupro_of_99(np.zeros((2, 3, 3)), np.zeros((2, 3, 3), dtype=bool))
     with pytest.raises(ValueError, match="1 of 9 scores are NaN"):
-        aupro_of_99(np.full((1, 3, 3), 1.0) + np.where(np.eye(3) * [1, 0, 0], np.nan, 0), np.eye(3, dtype=bool)[None])
+        aupro_of_99(
+            np.full((1, 3, 3), 1.0) + np.where(np.eye(3) * [1, 0, 0], np.nan, 0), np.eye(3, dtype=bool)[None]
+        )
 
 
 def test_aupro_takes_photos_of_different_sizes() -> None:
