@@ -11,7 +11,7 @@ from typing import Literal
 Trust = Literal["read", "recalled", "confirmed mean"]
 MARKS: dict[Trust, str] = {"read": "", "confirmed mean": "~", "recalled": "?"}
 TRUST_NOTE = (
-    "? from memory, unconfirmed; ~ per class from memory, the mean confirmed by three tables; "
+    "?: from memory, unconfirmed; ~: per class from memory, the mean confirmed by three tables; "
     "else read in a later paper's table"
 )
 MVTEC_3D, EYECANDIES = "mvtec-3d", "eyecandies"

@@ -351,7 +351,9 @@ def _print_tables(
         table.add_row(method, *(values.get(PUBLISHED_AS.get(key, ""), "") for key in COLUMNS))
     terminal.print(table)
     if methods:
-        terminal.say(f"Published rows, {scope}: {TRUST_NOTE}.")
+        terminal.say(
+            f"Published rows, {scope}: of other photos than these unless this class is the dataset's own. {TRUST_NOTE}."
+        )
     if scales:
         terminal.say("absolute scores, in standard deviations of good photos; AUPRO exact")
         table = _table("", ABSOLUTE_COLUMNS)

@@ -50,7 +50,7 @@ def test_training_leaves_network_history_and_what_made_it(trained):
     )
 
 
-def test_evaluation_writes_figures_of_every_fusion_pictures_and_names_what_is_left_out(
+def test_evaluation_writes_every_fusion_s_figures_and_pictures_and_names_what_is_left_out(
     trained, tmp_path, capsys
 ):
     scene = tmp_path / "cookie"
@@ -76,7 +76,8 @@ def test_evaluation_writes_figures_of_every_fusion_pictures_and_names_what_is_le
     assert cli.main(["evaluate", "cfm", *flags, "--features", str(tmp_path / "features")]) == 3
     said, complained = capsys.readouterr()
     assert "cookie, test: 5 photos (3 defective); 4 training photos; percent" in said
-    assert "Published rows, mean" in said
+    assert "Published rows, cookie: " in said
+    assert "other photos than these" in said
     assert "CFM" in said
     assert "without ground truth, so of the images' figures alone: test/stain/001" in said
     assert "speed: " in said
