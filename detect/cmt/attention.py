@@ -2,15 +2,16 @@
 
 Row 0 of the queries is the [tok] token, which sees every key. `dense` adds a mask to plain attention: the definition.
 `gathered` computes keys and values once and gathers them. `absorbed`, the one in use, never makes keys or values: with
-bias-free projections q . (W_K c) = (W_K' q) . c, so the raw contexts are gathered once for all blocks, and the weighted
-sum of contexts passes W_V. Neither of the two makes a mask, or anything else of queries x keys.
+bias-free projections q . (W_K c) = (W_K' q) . c, so the raw contexts are gathered once for all blocks (where they are many,
+some rows at a time and again in the backward pass), and the weighted sum of contexts passes W_V. Neither of the two makes a
+mask, or anything else of queries x keys.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 Form = Literal["dense", "gathered", "absorbed"]
+KEPT_BYTES = (
+    64 << 20
+)  # gathered contexts up to this size are kept for the backward pass, larger ones gathered anew
+_CHUNK_BYTES = 16 << 20  # of contexts that are gathered at a time then
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class Chosen:
         return self.score.isfinite()
 
     def gather(self, context: Float[Tensor, "batch keys channels"]) -> Chosen:
-        """With the contexts of the keys beside it."""
+        """With the contexts of the keys beside it, unless they are too large to be kept."""
+        if self.index.numel() * context.shape[2] * context.element_size() > KEPT_BYTES:
+            return self
         return Chosen(self.index, self.score, gathered(context, self.index))
 
 
@@ -65,6 +72,56 @@ def choose_best(similarity: Float[Tensor, "batch queries keys"], k: int) -> Chos
             order = similarity[tied].argsort(dim=-1, descending=True, stable=True)[:, :k]
             score[tied], index[tied] = similarity[tied].gather(-1, order), order
     return Chosen(index, score)
+
+
+def _attended(
+    q: Float[Tensor, "batch rows heads channels"],
+    few: Float[Tensor, "batch rows k channels"],
+    valid: Bool[Tensor, "batch rows k"],
+) -> tuple[Float[Tensor, "batch rows heads channels"], Float[Tensor, "batch rows heads k"]]:
+    """Weighted sums of each row's contexts, and the weights."""
+    logits = q @ few.transpose(2, 3)
+    weights = logits.masked_fill(~valid[:, :, None], -math.inf).softmax(dim=-1)
+    return weights @ few, weights
+
+
+class _SumsOfChosen(torch.autograd.Function):
+    """`_attended` of gathered contexts that are never whole in memory: gathered some rows at a time, again going back."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, context: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+        ctx.save_for_backward(q, context, index, valid)
+        parts = [
+            _attended(q[:, rows], gathered(context, index[:, rows]).to(q.dtype), valid[:, rows])[0]
+            for rows in _chunks(context, index)
+        ]
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        q, context, index, valid = ctx.saved_tensors
+        batch, keys, channels = context.shape
+        first = torch.arange(batch, device=context.device)[:, None, None] * keys
+        to_q = torch.empty_like(q)
+        to_context = torch.zeros_like(context).view(batch * keys, channels)
+        for rows in _chunks(context, index):
+            few, out, some = gathered(context, index[:, rows]).to(q.dtype), grads[0][:, rows], q[:, rows]
+            weights = _attended(some, few, valid[:, rows])[1]
+            to_weights = out @ few.transpose(2, 3)
+            to_logits = weights * (to_weights - (to_weights * weights).sum(dim=-1, keepdim=True))
+            to_q[:, rows] = to_logits @ few
+            to_few = weights.transpose(2, 3) @ out + to_logits.transpose(2, 3) @ some
+            to_context.index_add_(
+                0, (index[:, rows] + first).flatten(), to_few.flatten(0, 2).to(context.dtype)
+            )
+        return to_q, to_context.view_as(context), None, None
+
+
+def _chunks(context: Tensor, index: Tensor) -> list[slice]:
+    """Rows that are gathered at a time."""
+    batch, rows, k = index.shape
+    step = max(1, _CHUNK_BYTES // (batch * k * context.shape[2] * context.element_size()))
+    return [slice(start, start + step) for start in range(0, rows, step)]
 
 
 class Attention(nn.Module):
@@ -115,7 +172,6 @@ class Attention(nn.Module):
         return self.to_out(torch.cat([_joined(token), rows], dim=1))
 
     def _absorbed(self, x: Tensor, context: Tensor, usable: Tensor | None, chosen: Chosen) -> Tensor:
-        few = chosen.context if chosen.context is not None else gathered(context, chosen.index)
         w_k = self.to_k.weight.unflatten(0, (self.heads, -1))  # head, head width, channel
         w_v = self.to_v.weight.unflatten(0, (self.heads, -1))
         q = self.to_q(x).unflatten(-1, (self.heads, -1)) / math.sqrt(self.head_width)
@@ -124,9 +180,11 @@ class Attention(nn.Module):
         if usable is not None:
             logits = logits.masked_fill(~usable[:, None], -math.inf)
         token = (logits.softmax(dim=-1) @ context)[:, None]
-        logits = q[:, 1:] @ few.transpose(2, 3)
-        weights = logits.masked_fill(~chosen.valid[:, :, None], -math.inf).softmax(dim=-1)
-        sums = torch.cat([token, weights @ few], dim=1)
+        if chosen.context is None:
+            rows: Tensor = _SumsOfChosen.apply(q[:, 1:], context, chosen.index, chosen.valid)  # type: ignore[no-untyped-call]
+        else:
+            rows = _attended(q[:, 1:], chosen.context, chosen.valid)[0]
+        sums = torch.cat([token, rows], dim=1)
         return self.to_out(torch.einsum("bqhc,hdc->bqhd", sums, w_v).flatten(2))
 
     def _split(self, x: Float[Tensor, "batch rows channels"]) -> Tensor:

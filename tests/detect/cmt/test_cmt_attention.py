@@ -18,15 +18,18 @@ def _case(seed: int = 0) -> tuple[Attention, torch.Tensor, torch.Tensor, torch.T
     return attention, x, context, similarity.masked_fill(~usable[:, None], -torch.inf), usable
 
 
-@pytest.mark.parametrize("form", ["gathered", "absorbed"])
-def test_sparse_forms_equal_the_dense_mask_in_values_and_gradients(form: str) -> None:
+@pytest.mark.parametrize(("form", "kept"), [("gathered", False), ("absorbed", False), ("absorbed", True)])
+def test_sparse_forms_equal_the_dense_mask_in_values_and_gradients(
+    form: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detect.cmt.attention._CHUNK_BYTES", 2 * 7 * 20 * 4 * 4)  # 4 of the 30 rows at a time
     attention, x, context, similarity, usable = _case()
     chosen = choose_best(similarity, 7)
     results = []
     for name in ("dense", form):
         a, c = x.clone().requires_grad_(), context.clone().requires_grad_()
         attention.zero_grad()
-        out = attention(a, c, usable, chosen, name)
+        out = attention(a, c, usable, chosen.gather(c) if kept and name == form else chosen, name)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         results.append(
             [
