@@ -102,22 +102,6 @@ REGISTRY: dict[str, WeightsFile] = {
             purpose="self-supervised features, for retrieval and for feature differences",
         ),
         WeightsFile(
-            name="dino_vitb8",
-            file="dino_vitbase8_pretrain.pth",
-            licence="Apache-2.0",
-            sha256=None,
-            url="https://dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain/dino_vitbase8_pretrain.pth",
-            purpose="the photo features of CFM as published",
-        ),
-        WeightsFile(
-            name="point_mae",
-            file="point_mae_pretrain.pth",  # pretrain.pth at its source
-            licence="MIT",
-            sha256="27ded932bb0a2625d5a8eb006df199b2578598c774aee6d86b985300b6a5fd20",
-            url="https://github.com/Pang-Yatian/Point-MAE/releases/download/main/pretrain.pth",
-            purpose="the shape features of CFM as published (348 MB)",
-        ),
-        WeightsFile(
             name="alexnet",
             file="alexnet-owt-7be5be79.pth",
             licence="BSD-3-Clause",
@@ -274,7 +258,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{path}: cannot be read as weights ({reason[0]}); download it again") from error
-    for wrapper in ("state_dict", "model", "extractor", "base_model"):
+    for wrapper in ("state_dict", "model", "extractor"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -68,7 +68,17 @@ class SceneWriter:
 
     def place(self, source: Path, name: PurePosixPath) -> str:
         """`name`, now a link to (or copy of) `source` in the scene; what is already right is left alone."""
-        place_file(source, self.folder / name, copy=self.copy)
+        target = self.folder / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not self.copy and _link(source, target):
+                return name.as_posix()
+        except OSError as error:
+            raise InputError(
+                f"{target}: cannot be written ({error.strerror or error}); choose another --workspace"
+            ) from error
+        if target.is_symlink() or not _is_copy_of(target, source):
+            write_with(target, lambda temporary: shutil.copy2(source, temporary))
         return name.as_posix()
 
     def finish(self, header: Mapping[str, Any]) -> Path:
@@ -97,23 +107,6 @@ class SceneWriter:
                 "missing": self.missing,
             },
         )
-
-
-def place_file(source: Path, target: Path, *, copy: bool) -> None:
-    """`target` is now a link to (or copy of) `source`; what is already right is left alone.
-
-    Raises: InputError where it cannot be written.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not copy and _link(source, target):
-            return
-    except OSError as error:
-        raise InputError(
-            f"{target}: cannot be written ({error.strerror or error}); choose another --workspace"
-        ) from error
-    if target.is_symlink() or not _is_copy_of(target, source):
-        write_with(target, lambda temporary: shutil.copy2(source, temporary))
 
 
 def read_missing(scene_folder: Path) -> tuple[str, ...]:
