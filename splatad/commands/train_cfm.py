@@ -68,7 +68,7 @@ class TrainCfm:
     check_every: int | None = None
     """Steps between looks at the validation photos, when the state is saved too; else the preset's."""
     out: Path | None = None
-    """Folder for the network and the state; WORKSPACE/networks/CLASS-cfm if not given."""
+    """Folder for the network and the state; WORKSPACE/networks/CLASS-cfm (and what differs from the usual) if not given."""
     features: Path | None = None
     """Folder in which features are kept, computed once; WORKSPACE/features if not given."""
     workspace: Path | None = None
@@ -104,7 +104,8 @@ def run(config: TrainCfm) -> int:
     features.check()
     registered = find_class(workspace, config.class_)
     device = network_device(config.device)
-    out = config.out or workspace.network(network_name(registered.name, features, FeatureConfig()))
+    label = network_name(registered.name, features, FeatureConfig())
+    out = config.out or workspace.network(label + (f"-{config.shots}-shots" if config.shots else ""))
     terminal = Terminal()
     counts = {split: registered.samples(split) for split in ("train", "validation", "test")}
     of_class = ", ".join(f"{len(samples)} {split}" for split, samples in counts.items())
