@@ -176,7 +176,7 @@ def test_bad_input_is_one_line(trained, tmp_path, capsys):
         ([*usual, "--class", "cookie", "--xyz", str(tmp_path / "picture.tiff")], 3, "picture.tiff"),
         ([*usual, "--class", "cookie", "--network", str(tmp_path)], 3, "no cfm.safetensors in this folder"),
         ([*usual, "--class", "cookie", "--same-part"], 2, "not with --detector cfm"),
-        (["detect", "--query", str(photo), "--xyz", str(photo)], 2, "for --detector cfm alone"),
+        (["detect", "--query", str(photo), "--xyz", str(photo)], 2, "for --detector cfm, not difference"),
         (["train", "cfm", "--class", "pretzel", "--workspace", str(trained)], 3, "there are cookie"),
         (["evaluate", "cfm", "--class", "pretzel", "--workspace", str(trained)], 3, "splatad prepare mvtec-3d"),
     ]  # fmt: skip
