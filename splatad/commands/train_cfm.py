@@ -93,10 +93,9 @@ def run(config: TrainCfm) -> int:
     from detect.cfm.train import NETWORK, steps_done, steps_of, train
     from splatad.cfm_inputs import find_class, network_name
     from splatad.cmt_inputs import network_device
-    from splatad.commands.train_cmt import _interrupts
     from splatad.run_output import write_table
     from splatad.run_record import versions
-    from splatad.terminal import Terminal
+    from splatad.terminal import Terminal, interrupts
     from splatad.workspace import open_workspace
 
     workspace = open_workspace(config.workspace)
@@ -131,7 +130,7 @@ def run(config: TrainCfm) -> int:
         "versions": versions(),
     }  # fmt: skip
     began = time.perf_counter()
-    with _interrupts() as interrupted, terminal.bar("training", steps) as bar:
+    with interrupts() as interrupted, terminal.bar("training", steps) as bar:
         result = train(
             registered.samples(), store, out, wanted, asdict(features), device, _teller(terminal, bar),
             stop=interrupted, about=about, false_alarm_rate=config.false_alarm_rate, data=store.folder.name,

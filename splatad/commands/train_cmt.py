@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -147,7 +146,7 @@ def _train(config: TrainCmt, first: bool) -> int:
     from splatad.cmt_inputs import find_pack, network_device
     from splatad.run_output import write_table
     from splatad.run_record import versions
-    from splatad.terminal import Terminal
+    from splatad.terminal import Terminal, interrupts
     from splatad.workspace import open_workspace
 
     workspace = open_workspace(config.workspace)
@@ -177,7 +176,7 @@ def _train(config: TrainCmt, first: bool) -> int:
         "versions": versions(),
     }
     show = terminal.bar("training", wanted.steps) if first else contextlib.nullcontext()
-    with _interrupts() as interrupted, show as bar:
+    with interrupts() as interrupted, show as bar:
         teller = None if bar is None else _teller(terminal, bar)
         result = train(pack, out, wanted, device, teller, stop=interrupted, about=about)
     if result.step < wanted.steps:
@@ -244,26 +243,3 @@ def look(figures: Mapping[str, float]) -> str:
 def _short(source: Mapping[str, object]) -> dict[str, object]:
     """What made the data, without the long lists."""
     return {key: value for key, value in source.items() if isinstance(value, str | int | float | bool)}
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed: the step is finished and the state saved. Pressed again, it stops at once."""
-    import signal
-    import threading
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    pressed = False
-
-    def handler(number: int, frame: object) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
