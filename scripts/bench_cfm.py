@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -71,16 +71,20 @@ class Bench:
     classes: tuple[RegisteredClass, ...]
     folder: Path  # of features
 
-    def run(self, name: str, config: TrainConfig) -> dict[str, list[dict[str, Figures]]]:
+    def run(
+        self, name: str, config: TrainConfig, fusions: Sequence[Fusion] = ("product",)
+    ) -> dict[str, list[dict[str, Figures]]]:
         """Figures of each fusion, a list over the seeds of the classes' figures."""
-        found: dict[str, list[dict[str, Figures]]] = {fusion: [] for fusion in FUSIONS}
+        found: dict[str, list[dict[str, Figures]]] = {fusion: [] for fusion in fusions}
         for seed in range(self.options.seeds):
-            rows = {c.name: self._one(name, replace(config, seed=seed), c) for c in self.classes}
-            for fusion in FUSIONS:
+            rows = {c.name: self._one(name, replace(config, seed=seed), c, fusions) for c in self.classes}
+            for fusion in fusions:
                 found[fusion].append({c: row[fusion] for c, row in rows.items() if fusion in row})
         return found
 
-    def _one(self, name: str, config: TrainConfig, registered: RegisteredClass) -> dict[str, Figures]:
+    def _one(
+        self, name: str, config: TrainConfig, registered: RegisteredClass, fusions: Sequence[Fusion]
+    ) -> dict[str, Figures]:
         out = (
             self.options.out
             / f"{self.features.photo}-{self.features.shape}"
@@ -95,7 +99,7 @@ class Bench:
         assert trained is not None
         looked, _ = look(trained.pair, registered.samples("test"), store, registered, config.masked)
         figures: dict[str, Figures] = {}
-        for fusion in FUSIONS:
+        for fusion in fusions:
             one = evaluate(looked, fusion, trained.scales.get(fusion), ScoreConfig(masked=config.masked))
             figures[fusion] = {**one.figures} | {
                 f"{defect}/image_auroc": by["z_image_auroc"]
@@ -162,10 +166,16 @@ def main(options: Options) -> None:
     results: dict[str, object] = {
         "options": asdict(options) | {"out": str(options.out), "workspace": str(workspace.root)}
     }
-    every = {f"{b.features.photo} + {b.features.shape}": b.run("all", config) for b in kinds}
-    table(console, "features, product", {name: runs["product"] for name, runs in every.items()})
     first = kinds[0]
-    table(console, "fusion, " + next(iter(every)), next(iter(every.values())))
+    every = {
+        f"{b.features.photo} + {b.features.shape}": b.run(
+            "all", config, FUSIONS if b is first else ("product",)
+        )
+        for b in kinds
+    }
+    fused = next(iter(every.values()))
+    table(console, "features, product", {name: runs["product"] for name, runs in every.items()})
+    table(console, "fusion, " + next(iter(every)), fused)
     unmasked = first.run("unmasked", replace(config, masked=False))
     table(
         console, "mask", {"masked": next(iter(every.values()))["product"], "not masked": unmasked["product"]}
@@ -196,7 +206,7 @@ def main(options: Options) -> None:
             f"{kept['anew']:.3f} s ({kept['anew'] / kept['kept']:.0f} x)"
         )
         results[f"{bench.features.photo} + {bench.features.shape}, speed"] = asdict(took) | kept
-    results |= {"features": every, "unmasked": unmasked, "few": few}
+    results |= {"features": every, "fusions": fused, "unmasked": unmasked, "few": few}
     write_json(options.out / "results.json", results)
 
 
