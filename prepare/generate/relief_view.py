@@ -16,7 +16,7 @@ from prepare.generate.reliefs import GAMMA, HALF, Relief
 
 STEPS = 18  # heights at which a ray is compared with the relief, before it is bisected
 BISECTIONS = 6
-SHADOW_STEPS = 12
+SHADOW_STEPS = 14
 PSF_PX = 0.45  # of the lens
 
 
@@ -144,7 +144,7 @@ def lit_share(
     rows, columns = np.mgrid[: len(height), : len(height)].astype(np.float32)
     excess = np.full(height.shape, -1.0, np.float32)
     for k in range(SHADOW_STEPS):
-        away = longest * ((k + 1) / SHADOW_STEPS) ** 1.5
+        away = longest * (k + 1) / SHADOW_STEPS
         at = np.stack([rows - away * towards[1] / across / cell, columns + away * towards[0] / across / cell])
         excess = np.maximum(excess, _lookup(height, at) - height - away * rise)
     share = np.clip(1 - excess / softness, 0, 1)
