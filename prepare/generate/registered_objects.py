@@ -32,11 +32,11 @@ CANDY_FOCAL = 711.11 / 512  # Eyecandies' lens, of the width
 LEAST_SEEN = 10  # px of a mask at 400 x 400 px
 TRIES = 12
 _STUDIO = (Light((0.5, 0.4, 0.8), 0.75, 0.55),)
-_SIDES = {"bottom": (0, -1), "right": (1, 0), "top": (0, 1), "left": (-1, 0)}
+_SIDES = {"bottom": (0.0, -1.0), "right": (1.0, 0.0), "top": (0.0, 1.0), "left": (-1.0, 0.0)}
 _CANDY_LIGHTS: tuple[tuple[Light, ...], ...] = (
     tuple(Light((0.8 * x, 0.8 * y, 0.9), 0.28, 0.05) for x, y in _SIDES.values()),
     *((Light((0.8 * x, 0.8 * y, 0.9), 0.9, 0.12),) for x, y in _SIDES.values()),
-    (Light((0, 0, 1), 0.0, 1.0),),
+    (Light((0.0, 0.0, 1.0), 0.0, 1.0),),
 )
 _CANDY_MASKS: dict[str, tuple[Fault, ...]] = {
     "bumps": ("contamination",), "dents": ("dent", "hole"), "colors": ("colour",), "normals": (),

@@ -14,9 +14,9 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from prepare.generate.reliefs import GAMMA, HALF, Relief
 
-STEPS = 24  # heights at which a ray is compared with the relief, before it is bisected
+STEPS = 18  # heights at which a ray is compared with the relief, before it is bisected
 BISECTIONS = 6
-SHADOW_STEPS = 18
+SHADOW_STEPS = 14
 PSF_PX = 0.45  # of the lens
 
 
@@ -70,30 +70,31 @@ def see(relief: Relief, lens: Lens) -> Seen:
     ray = at[None, :, None] * turn[0] + at[:, None, None] * turn[1] + turn[2]
     fall = -ray[..., 2]
     highest = float(relief.height.max()) + 1e-4
-    height = np.zeros(fall.shape)
+    height = np.zeros(fall.size)
 
-    def above(z: np.ndarray, chosen: tuple[np.ndarray, ...]) -> np.ndarray:
-        """How far rays at height z are above the relief."""
-        t = (lens.centre[2] - z) / fall[chosen]
-        x = lens.centre[0] + t * ray[chosen][:, 0]
-        y = lens.centre[1] + t * ray[chosen][:, 1]
-        return z - _lookup(relief.height, _cells(relief, x, y))
+    def above(z: np.ndarray, slope: np.ndarray) -> np.ndarray:
+        """How far rays of so much x and y a metre of fall are above the relief at height z."""
+        down = lens.centre[2] - z
+        x, y = lens.centre[0] + down * slope[0], lens.centre[1] + down * slope[1]
+        return np.asarray(z - _lookup(relief.height, _cells(relief, x, y)))
 
-    live: tuple[np.ndarray, ...] = np.nonzero(_may_meet(relief, lens, ray, fall, highest))
+    live = np.flatnonzero(_may_meet(relief, lens, ray, fall, highest))
+    slope = np.stack([(ray[..., k] / fall).reshape(-1)[live] for k in (0, 1)])
     for z in np.linspace(highest, 0, STEPS + 1)[1:]:
-        free = above(np.full(len(live[0]), z), live) > 0
+        free = above(np.full(len(live), z), slope) > 0
         hit = ~free
         if hit.any():
-            chosen = (live[0][hit], live[1][hit])
+            here = slope[:, hit]
             low, high = np.full(hit.sum(), z), np.full(hit.sum(), z + highest / STEPS)
             for _ in range(BISECTIONS):
                 middle = 0.5 * (low + high)
-                out = above(middle, chosen) > 0
+                out = above(middle, here) > 0
                 high, low = np.where(out, middle, high), np.where(out, low, middle)
-            height[chosen] = 0.5 * (low + high)
-            live = (live[0][free], live[1][free])
-        if not len(live[0]):
+            height[live[hit]] = 0.5 * (low + high)
+            live, slope = live[free], slope[:, free]
+        if not len(live):
             break
+    height = height.reshape(fall.shape)
     depth = (lens.centre[2] - height) / fall
     points = lens.centre + depth[..., None] * ray
     grid = _cells(relief, points[..., 0], points[..., 1])
@@ -143,7 +144,7 @@ def lit_share(
     rows, columns = np.mgrid[: len(height), : len(height)].astype(np.float32)
     excess = np.full(height.shape, -1.0, np.float32)
     for k in range(SHADOW_STEPS):
-        away = longest * ((k + 1) / SHADOW_STEPS) ** 1.5
+        away = longest * (k + 1) / SHADOW_STEPS
         at = np.stack([rows - away * towards[1] / across / cell, columns + away * towards[0] / across / cell])
         excess = np.maximum(excess, _lookup(height, at) - height - away * rise)
     share = np.clip(1 - excess / softness, 0, 1)
