@@ -72,6 +72,7 @@ CORE = (
     "rich",
     "jaxtyping",
     "jinja2",
+    "tifffile",
 )
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".onnx")
 
