@@ -25,7 +25,7 @@ from splatad.inspector import Inspector
 from splatad.reference_dir import SPLATS
 
 VIEWS = 20  # of a part, as `generate chairs` makes them
-VIEWS_VERSION = 1  # raised whenever the same part gives other views
+VIEWS_VERSION = 2  # raised whenever the same part gives other views
 _SOLID = 0.5  # opacity from which a splat is part of the surface
 _OUTLIERS = 0.01  # share of the splats that may float about the part
 

@@ -30,6 +30,7 @@ Shading = Literal["grey", "colour"]
 _UP = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
 _FILLED = 0.98  # radius of the part in the network's world, as of the chairs that it learns from
 _SOLID = 0.5  # alpha from which a pixel shows the part
+FINE = 4  # splats are rendered so many times finer along each side, and averaged
 
 
 @dataclass(frozen=True)
@@ -145,23 +146,47 @@ def views_of_splats(
     white = torch.ones(3, dtype=gaussians.means.dtype, device=gaussians.device)
     pictures, shares, points = [], [], []
     for camera in cameras:
-        own = _in_own_world(camera, frame)
+        fine = _finer(camera)
         with torch.no_grad():
-            seen = rasterize(gaussians, own, white, options=RasterOptions(depth=True))
+            seen = rasterize(gaussians, _in_own_world(fine, frame), white, options=RasterOptions(depth=True))
         assert seen.depth is not None
         alpha = seen.alpha.double().cpu()
         depth = torch.where(alpha > _SOLID, seen.depth.double().cpu() / alpha.clamp_min(1e-6), torch.inf)
         depth = depth / frame.radius
+        # The part's share of a pixel is that of its solid points, as in photos and in the views of meshes: the soft skirts of
+        # splats would make every silhouette larger than the photo's.
+        solid = depth.isfinite().double()
         rgb = (
             seen.rgb.double().cpu().clamp(0, 1)
             if shading == "colour"
-            else _grey(depth, alpha, _normals(depth, camera), camera)
+            else _grey(depth, solid, _normals(depth, fine), fine)
         )
+        rgb, alpha = _pooled(rgb), _pooled(solid[..., None])[..., 0]
+        near = _pooled(torch.where(solid > 0, depth, 0.0)[..., None])[..., 0]
+        depth = torch.where(alpha > _SOLID, near / alpha.clamp_min(1e-6), torch.inf)
         share, xyz = cells_of(alpha, depth, camera)
         pictures.append((rgb * 255).round().to(torch.uint8))
         shares.append(share)
         points.append(xyz)
     return _stacked(pictures, shares, points, cameras, "reference of splats")
+
+
+def _finer(camera: Camera) -> Camera:
+    """The same view with FINE times as many pixels along each side."""
+    return Camera(
+        camera.world_to_cam,
+        camera.fl_x * FINE,
+        camera.fl_y * FINE,
+        camera.cx * FINE,
+        camera.cy * FINE,
+        camera.width * FINE,
+        camera.height * FINE,
+    )
+
+
+def _pooled(fine: Float[Tensor, "rows columns channels"]) -> Float[Tensor, "height width channels"]:
+    """Means of FINE x FINE pixels."""
+    return F.avg_pool2d(fine.permute(2, 0, 1)[None], FINE)[0].permute(1, 2, 0)
 
 
 def views_of_mesh(

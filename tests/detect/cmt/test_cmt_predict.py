@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -169,6 +170,23 @@ def test_cells_hold_the_point_at_their_middle() -> None:
         xyz.view(4, 4, 3)[1, 1], torch.tensor([(15.5 - 16) / 25, (8.5 - 16) / 25, 4.0])
     )
     assert int(xyz.isfinite().all(dim=1).sum()) == 2
+
+
+def test_the_soft_skirt_of_a_splat_is_no_part() -> None:
+    """Only where it covers more than half: the share that photos have. All of it would be 1.46 times as much."""
+    scale, opacity = 0.3, 0.98
+    one = Gaussians(
+        means=torch.zeros(1, 3),
+        log_scales=torch.full((1, 3), math.log(scale)),
+        quats=torch.tensor([[1.0, 0, 0, 0]]),
+        logit_opacities=torch.logit(torch.tensor([opacity])),
+        sh=torch.zeros(1, 1, 3),
+    )
+    camera = camera_at(64, 30.0, 20.0, 3.0)
+    frame = PartFrame(torch.zeros(3, dtype=torch.float64), 1.0, torch.eye(3, dtype=torch.float64))
+    views = views_of_splats(one, [camera], frame)
+    radius_px = camera.fl_x / 3.0 * scale * math.sqrt(2 * math.log(opacity / 0.5))
+    assert float(views.share.sum()) * 64 == pytest.approx(math.pi * radius_px**2, rel=0.04)
 
 
 def test_views_of_splats_lie_on_the_splats() -> None:
