@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from detect.anomaly_map import EVIDENCE_PX, SMOOTH_PX, AnomalyMap, Detector, image_score
@@ -45,7 +45,8 @@ class SplatFormConfig:
     photo: str = HANDCRAFTED
     """Features of the photo and of the render, a name of `detect.cfm.features2d.load_photo_extractor`."""
     fusion: SplatFusion = "photo"
-    """The map: photo: how unlike its prediction the photo is (D2); shape: the way back (D3); or both."""
+    """The map: photo: how unlike its prediction the photo is (D2); shape: the way back (D3); or both. What the map does not ask
+    is not trained."""
     steps: int = 600
     """Steps of the optimiser, for each network."""
     rows: int = 2048
@@ -54,8 +55,6 @@ class SplatFormConfig:
     """Learning rate of Adam; it falls to zero as a cosine."""
     least_hidden: int = 192
     """Width of the networks' middle, at least."""
-    most_rows: int = 320_000
-    """Cells kept of all views together; of more, so many are drawn."""
     seed: int = 0
     """Of the weights and of all draws."""
 
@@ -87,15 +86,23 @@ class SplatForm:
 @torch.no_grad()
 def departure(pairs: Sequence[MappingPair], cells: Cells, fusion: SplatFusion) -> Float[Tensor, "side side"]:
     """How far each cell is from what its counterpart predicts, mean over the networks; 0 where nothing is compared."""
-    score = ScoreConfig(fusion, smooth=False)
-    total = torch.zeros(cells.valid.shape)
+    return departure_of(pairs, cells.photo[cells.valid], cells.shape[cells.valid], cells.valid, fusion)
+
+
+@torch.no_grad()
+def departure_of(
+    pairs: Sequence[MappingPair],
+    photo: Float[Tensor, "rows photo_width"],
+    shape: Float[Tensor, "rows shape_width"],
+    valid: Bool[Tensor, "side side"],
+    fusion: SplatFusion,
+) -> Float[Tensor, "side side"]:
+    """As `departure`, from the features of the valid cells."""
+    total = torch.zeros(valid.shape)
     for pair in pairs:
-        found = [torch.zeros(cells.valid.shape) for _ in range(2)]
-        for one, distance in zip(
-            found, pair.distances(cells.photo[cells.valid], cells.shape[cells.valid]), strict=True
-        ):
-            one[cells.valid] = distance
-        total += fused(Distances(found[0], found[1], cells.valid), score)
+        to_photo, to_shape = torch.zeros(valid.shape), torch.zeros(valid.shape)
+        to_photo[valid], to_shape[valid] = pair.distances(photo, shape)
+        total += fused(Distances(to_photo, to_shape, valid), ScoreConfig(fusion, smooth=False))
     return total / len(pairs)
 
 

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from detect.anomaly_map import DifferenceDetector, image_score
 from detect.cfm.features2d import PhotoExtractor, load_photo_extractor
-from detect.cfm.mapping import MappingConfig, MappingPair, Standard, standard_of
-from detect.cfm.score import Distances, ScoreConfig, fused
-from detect.cfm.splat_cells import Cells, cells_of
+from detect.cfm.mapping import MappingConfig, MappingPair, Standard, cosine_loss, standard_of
+from detect.cfm.splat_cells import cells_of
 from detect.cfm.splat_form import (
     GoodView,
     SplatForm,
     SplatFormConfig,
     SplatFormDetector,
+    SplatFusion,
     checked,
-    departure,
+    departure_of,
     joined,
     level_of,
 )
+from prepare.camera import Camera
 from prepare.errors import InputError
 from recon.fit import Photo, folds_of
 from recon.rasterize import RasterOptions, Render, rasterize
@@ -38,11 +39,16 @@ OnStep = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Valid cells of one view."""
+class _View:
+    """Cells of one view, the valid ones in half precision: all views stay in memory."""
 
+    valid: Bool[Tensor, "side side"]
     photo: Float[Tensor, "rows photo_width"]
     shape: Float[Tensor, "rows shape_width"]
+
+    def departure(self, pair: MappingPair, fusion: SplatFusion) -> Float[Tensor, "side side"]:
+        """The map of one network."""
+        return departure_of([pair], self.photo.float(), self.shape.float(), self.valid, fusion)
 
 
 def train_splat_form(
@@ -62,36 +68,53 @@ def train_splat_form(
     """
     reference = difference.reference
     held = {i for i, view in enumerate(reference.views) if view.held_out}
-    kept = [held] if held and len(held) < len(photos) else folds_of(len(photos), HALVES)
+    held_out = 0 < len(held) < len(photos)
+    kept = [held] if held_out else folds_of(len(photos), HALVES)
     if len(photos) < 2 * HALVES:
         raise InputError(
             f"reference {reference.name}: {len(photos)} views are too few to learn from; fit it from more"
         )
     extractor = load_photo_extractor(config.photo)
     with _one_thread():
-        rows = _rows_of(reference, extractor, photos, config, on_step)
-        pairs, apart = [], []
+        views = _views_of(reference, extractor, photos, on_step)
+        pairs: list[MappingPair] = []
         for number, unseen in enumerate(kept):
 
             def tell(done: int, number: int = number) -> None:
                 if on_step is not None:
                     on_step("learning", number * config.steps + done, len(kept) * config.steps)
 
-            seen = [some for i, some in enumerate(rows) if i not in unseen]
-            pair = trained_pair(seen, config, config.seed + number, tell)
-            pairs.append(pair)
-            apart += [_fused_rows(pair, rows[i], config) for i in sorted(unseen)]
-        form = SplatForm(config, tuple(pairs), level_of(torch.cat(apart)), (), bool(held), dict(about or {}))
-        del rows
-        good = _good_views(difference, extractor, photos, form, kept, on_step)
-    return SplatForm(config, form.pairs, form.level, good, form.held_out, form.about)
+            seen = [view for i, view in enumerate(views) if i not in unseen]
+            pairs.append(
+                trained_pair(
+                    torch.cat([view.photo for view in seen]),
+                    torch.cat([view.shape for view in seen]),
+                    config,
+                    config.seed + number,
+                    tell,
+                )
+            )
+        apart = {
+            i: views[i].departure(pair, config.fusion)
+            for pair, unseen in zip(pairs, kept, strict=True)
+            for i in sorted(unseen)
+        }
+        level = level_of(torch.cat([one[views[i].valid] for i, one in apart.items()]))
+        form = SplatForm(config, tuple(pairs), level, (), held_out, dict(about or {}))
+        return replace(form, good=_good_views(difference, extractor, photos, form, apart, on_step))
 
 
 def trained_pair(
-    rows: Sequence[_Rows], config: SplatFormConfig, seed: int, on_step: Callable[[int], object] | None = None
+    photo: Float[Tensor, "rows photo_width"],
+    shape: Float[Tensor, "rows shape_width"],
+    config: SplatFormConfig,
+    seed: int,
+    on_step: Callable[[int], object] | None = None,
 ) -> MappingPair:
-    """Both networks, in eval mode, after the steps of `config`. Raises: InputError for too few rows."""
-    photo, shape = torch.cat([some.photo for some in rows]), torch.cat([some.shape for some in rows])
+    """Both networks, in eval mode, after the steps of `config`; one that its map does not ask stays as it was drawn.
+
+    Raises: InputError for too few rows.
+    """
     if len(photo) < LEAST_ROWS:
         raise InputError(
             f"CFM: the views show the part in {len(photo)} cells, {LEAST_ROWS} are needed; fit from larger photos"
@@ -108,9 +131,14 @@ def trained_pair(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for step in range(config.steps):
         batch = torch.randint(len(photo), (config.rows,), generator=drawn)
-        to_shape, to_photo = pair(photo[batch], shape[batch])
+        of_photo, of_shape = pair.standardised(photo[batch].float(), shape[batch].float())
+        loss = torch.zeros(())
+        if config.fusion != "shape":
+            loss = loss + cosine_loss(pair.to_photo(of_shape), of_photo)
+        if config.fusion != "photo":
+            loss = loss + cosine_loss(pair.to_shape(of_photo), of_shape)
         optimizer.zero_grad()
-        (to_shape + to_photo).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if on_step is not None:
@@ -119,51 +147,32 @@ def trained_pair(
 
 
 def _standard(rows: Float[Tensor, "rows width"]) -> Standard:
-    centre = rows.mean(dim=0)  # the variance as a difference of large numbers would be rounding's
     total, squares = torch.zeros(2, rows.shape[1], dtype=torch.float64)
     for some in rows.split(65536):
-        away = (some - centre).double()
-        total, squares = total + away.sum(dim=0), squares + away.square().sum(dim=0)
-    made = standard_of(total, squares, len(rows))
-    return Standard(centre + made.mean.float(), made.spread.float())
+        exact = some.double()
+        total, squares = total + exact.sum(dim=0), squares + exact.square().sum(dim=0)
+    return standard_of(total, squares, len(rows))
 
 
-def _rows_of(
-    reference: Reference,
-    extractor: PhotoExtractor,
-    photos: Sequence[Photo],
-    config: SplatFormConfig,
-    on_step: OnStep | None,
-) -> list[_Rows]:
-    most = max(1, config.most_rows // len(photos))
-    rows = []
+def _views_of(
+    reference: Reference, extractor: PhotoExtractor, photos: Sequence[Photo], on_step: OnStep | None
+) -> list[_View]:
+    views = []
     for i, photo in enumerate(photos):
-        cells, _ = _seen(reference, extractor, photo)
-        chosen = cells.valid.flatten().nonzero()[:, 0]
-        if len(chosen) > most:
-            drawn = torch.Generator().manual_seed(config.seed * 1_000_003 + i)
-            chosen = chosen[torch.randperm(len(chosen), generator=drawn)[:most].sort().values]
-        rows.append(_Rows(cells.photo.flatten(0, 1)[chosen], cells.shape.flatten(0, 1)[chosen]))
+        cells = cells_of(reference, extractor, photo.rgb, photo.alpha, *_shown(reference, photo))
+        views.append(_View(cells.valid, cells.photo[cells.valid].half(), cells.shape[cells.valid].half()))
         if on_step is not None:
             on_step("features of the views", i + 1, len(photos))
-    return rows
+    return views
 
 
-def _seen(reference: Reference, extractor: PhotoExtractor, photo: Photo) -> tuple[Cells, Render]:
-    """Cells of a reference photo, and the reference's render at its camera, over the photo's own background."""
+def _shown(reference: Reference, photo: Photo) -> tuple[Render, Camera]:
+    """The reference at a photo's camera, over the photo's own background; and that camera on the reference's device."""
     device = reference.gaussians.device
     options = RasterOptions(antialiased=reference.options.antialiased, depth=True)
     camera = photo.camera.moved(photo.camera.world_to_cam.to(device))
     with torch.no_grad():
-        render = rasterize(reference.gaussians, camera, photo.background.to(device), options=options)
-    return cells_of(reference, extractor, photo.rgb, photo.alpha, render, camera), render
-
-
-@torch.no_grad()
-def _fused_rows(pair: MappingPair, rows: _Rows, config: SplatFormConfig) -> Float[Tensor, " rows"]:
-    to_photo, to_shape = pair.distances(rows.photo, rows.shape)
-    every = torch.ones(1, len(to_photo), dtype=torch.bool)
-    return fused(Distances(to_photo[None], to_shape[None], every), ScoreConfig(config.fusion))[0]
+        return rasterize(reference.gaussians, camera, photo.background.to(device), options=options), camera
 
 
 @torch.no_grad()
@@ -172,27 +181,24 @@ def _good_views(
     extractor: PhotoExtractor,
     photos: Sequence[Photo],
     form: SplatForm,
-    kept: Sequence[set[int]],
+    apart: Mapping[int, Float[Tensor, "side side"]],
     on_step: OnStep | None,
 ) -> tuple[GoodView, ...]:
-    """Each view kept from a network, judged by that network."""
+    """What each view says of the limits; `apart`: by view, the map of the network that was not trained on it."""
     reference = difference.reference
     device = reference.gaussians.device
     detector = SplatFormDetector(reference, difference.expected, form, extractor)
-    chosen = sorted((i, number) for number, unseen in enumerate(kept) for i in unseen)
     good = []
-    for done, (i, number) in enumerate(chosen):
+    for done, i in enumerate(sorted(apart)):
         photo = photos[i]
-        cells, render = _seen(reference, extractor, photo)
-        camera = photo.camera.moved(photo.camera.world_to_cam.to(device))
+        render, camera = _shown(reference, photo)
         base = difference.anomaly_map(photo.rgb.to(device), photo.alpha.to(device), render, camera)
-        apart = departure(form.pairs[number : number + 1], cells, form.config.fusion)
-        relative = detector.relative_of(apart, *photo.rgb.shape[:2]).to(device)
+        relative = detector.relative_of(apart[i], *photo.rgb.shape[:2]).to(device)
         ratio = joined(base, relative).score / base.score if base.score > 0 else 1.0
         angle = reference.nearest_view_deg(camera)
         good.append(checked(GoodView(photo.name, image_score(relative * base.known), ratio, angle)))
         if on_step is not None:
-            on_step("what good views leave", done + 1, len(chosen))
+            on_step("what good views leave", done + 1, len(apart))
     return tuple(good)
 
 

@@ -244,7 +244,7 @@ def run(config: Evaluate) -> int:
         "fit": dict(loaded.reference.settings),
     }
     write_table(out / "photos.csv", rows)
-    write_table(out / "metrics.csv", metric_rows(figures, {OURS: verdicts} | told_besides))
+    write_table(out / "metrics.csv", metric_rows(figures, {OURS: verdicts, **told_besides}))
     write_table(out / "sizes.csv", size_rows(figures))
     write_json(out / "metrics.json", document)
 
@@ -319,7 +319,7 @@ def _test(
         scored[RECIPE] = Scored(query.label, recipe.score, recipe.values, mask, true_mask, recipe.small)
         shared = seconds[OURS] - inspection.seconds.get("compare", 0.0)
         seconds[RECIPE] = shared + time.perf_counter() - started
-    verdicts = {}
+    verdicts: dict[str, str] = {}
     for name, judge in (besides or {}).items():
         image = judge.read(query.image_path)
         other = judge.judge(query.name, image, inspection.located)
