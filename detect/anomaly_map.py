@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ class AnomalyMap:
     score: float  # mean of the hottest SCORED_SHARE of the known pixels: depends on this photo alone
 
 
+@runtime_checkable
 class Detector(Protocol):
     """What judges photos against a reference in the main line."""
 

@@ -588,8 +588,9 @@ def size_table(figures: Mapping[str, Figures]) -> Table:
     table.add_column("", no_wrap=True)
     for method in figures:
         short = "recipe" if method == RECIPE else method
-        table.add_column(f"{short} photos", justify="right", no_wrap=True)
-        table.add_column(f"{short} defects", justify="right", no_wrap=True)
+        between = " " if len(figures) <= 2 else "\n"
+        table.add_column(f"{short}{between}photos", justify="right", no_wrap=True)
+        table.add_column(f"{short}{between}defects", justify="right", no_wrap=True)
     for rows in zip(*(of_method.sizes["all"] for of_method in figures.values()), strict=True):
         cells = []
         for row in rows:
