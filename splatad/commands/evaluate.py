@@ -158,7 +158,7 @@ def run(config: Evaluate) -> int:
     pairs = [(one.query.label, one.inspection.verdict.name) for one in labelled]
     rate = loaded.calibration.false_alarm_rate
     verdicts = {label or "all": evaluate_verdicts(pairs, rate, label) for label in (None, *labels)}
-    told_besides = {
+    told_besides: dict[str, dict[str, VerdictMetrics]] = {
         other: {
             label or "all": evaluate_verdicts(
                 [(one.query.label, one.verdicts[other]) for one in labelled],
