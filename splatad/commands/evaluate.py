@@ -200,9 +200,9 @@ def run(config: Evaluate) -> int:
         terminal.say(f"splatad: --detector {config.detector[0]}, limit {loaded.calibration.threshold:.3g}")
     for line in _verdict_lines(verdicts["all"]):
         terminal.say(line)
-    for other, told in told_besides.items():
-        terminal.say(f"{other}: limit {besides[other].loaded.calibration.threshold:.3g}")
-        for line in _verdict_lines(told["all"]):
+    for other, judge in besides.items():
+        terminal.say(f"{other}: limit {judge.loaded.calibration.threshold:.3g}")
+        for line in _verdict_lines(told_besides[other]["all"]):
             terminal.say(f"{other}: {line}")
     kinds = _kinds(labelled)
     for label, counts in kinds.items():
