@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,21 @@ class AnomalyMap:
     values: Float[Tensor, "height width"]  # >= 0, higher is less like the good part
     known: Bool[Tensor, "height width"]  # False where the reference photos did not show the part
     score: float  # mean of the hottest SCORED_SHARE of the known pixels: depends on this photo alone
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """What judges photos against a reference in the main line."""
+
+    def anomaly_map(
+        self,
+        photo: Float[Tensor, "height width rgb=3"],
+        photo_alpha: Float[Tensor, "height width"],
+        render: Render,
+        camera: Camera,
+    ) -> AnomalyMap:
+        """See `DifferenceDetector.anomaly_map`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from detect.anomaly_map import DifferenceDetector
+from detect.anomaly_map import Detector, DifferenceDetector
 from detect.calibrate import (
     Calibration,
     Difficulty,
@@ -65,7 +65,7 @@ class LoadedReference:
     reference: Reference
     levels: SplatLevels
     index: PoseIndex
-    detector: DifferenceDetector
+    detector: Detector  # a DifferenceDetector, but where `splatad.cfm_splats.with_detector` put another
     calibration: Calibration
     landmarks: Landmarks | None = None  # where `splatad fit --keypoints` made them
     whole_scene: WholeScene | None = None  # of a reference whose photos were cluttered

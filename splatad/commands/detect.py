@@ -36,10 +36,11 @@ class Detect:
     """Name of the fitted reference in the workspace; one or more that the photos may show, all of them if not given."""
     reference: Path | None = None
     """A reference folder instead of those of the workspace; with --detector cmt also a mesh: .stl, .obj, .ply, .glb."""
-    detector: Literal["difference", "cmt", "cfm"] = "difference"
+    detector: Literal["difference", "cmt", "cfm", "difference+cfm"] = "difference"
     """difference: the reference's picture at the photo's camera; cmt: a network that compares shapes, from any side, of a
     mesh or of splats (in Python: detect.cmt.predict.Predictor), trained on chairs alone so far; cfm: for photos with a measured
-    point at every pixel, whether both agree as on good parts (`splatad train cfm`)."""
+    point at every pixel, whether both agree as on good parts (`splatad train cfm`); of a fitted reference, whether photo and
+    splats agree so; difference+cfm: the difference, weighted by that."""
     network: Path | None = None
     """With --detector cmt: the .safetensors file of `splatad train cmt`, or its folder; else the one shipped. With --detector
     cfm: that of `splatad train cfm`; else the one of --class."""
@@ -127,7 +128,10 @@ def run(config: Detect) -> int:
     if not config.query:
         raise UsageError("--query: name at least one photo or a folder of photos")
     _check_flags(config)
-    if config.detector == "cfm":
+    by_splats = config.detector == "difference+cfm" or _cfm_of_splats(config)
+    if by_splats:
+        _check_splat_flags(config)
+    elif config.detector == "cfm":
         from splatad.cfm_detect import detect_points
 
         return detect_points(config)
@@ -163,7 +167,18 @@ def run(config: Detect) -> int:
     paths = list(dict.fromkeys(path for given in config.query for path in list_images(given)))
     device = choose_device(config.device)
     leave_cores_to_the_kernel(device)
-    inspectors = {folder.name: Inspector.open(folder, device, config.lens) for folder in folders}
+    if by_splats:
+        from splatad.cfm_splats import open_reference
+
+        inspectors = {
+            folder.name: Inspector(
+                open_reference(folder, device, config.detector),  # type: ignore[arg-type]
+                lens_mode=config.lens,
+            )
+            for folder in folders
+        }
+    else:
+        inspectors = {folder.name: Inspector.open(folder, device, config.lens) for folder in folders}
     several = len(inspectors) > 1
     only = next(iter(inspectors.values()))
     identifier = Identifier(inspectors)
@@ -268,6 +283,36 @@ def _check_flags(config: Detect) -> None:
             raise UsageError(
                 f"{flag}: for --detector {' and '.join(detectors)}, not {config.detector}{other}"
             )
+
+
+def _cfm_of_splats(config: Detect) -> bool:
+    """Whether --detector cfm means fitted references, not photos with points."""
+    if config.detector != "cfm":
+        return False
+    if config.reference is not None:
+        return True
+    from splatad.cfm_splats import judges_by_splats
+    from splatad.workspace import open_workspace
+
+    names = tuple(name for group in config.class_ for name in group)
+    return judges_by_splats(open_workspace(config.workspace), config.network, names, bool(config.xyz))
+
+
+def _check_splat_flags(config: Detect) -> None:
+    """Raises: UsageError for a flag of photos with points beside a fitted reference."""
+    from prepare.errors import UsageError
+
+    flags = {
+        "--network": config.network is not None,
+        "--xyz": bool(config.xyz),
+        "--fusion": config.fusion != "product",
+        "--ground": config.ground != "auto",
+    }
+    for flag, given in flags.items():
+        if given:
+            raise UsageError(f"{flag}: for photos with points; a fitted reference has none, leave it out")
+    if config.false_alarm_rate is not None:
+        raise UsageError("--false-alarm-rate: of a fitted reference `splatad calibrate` sets this")
 
 
 def _part_photo(inspection: Inspection, inspector: Inspector) -> PartPhoto:

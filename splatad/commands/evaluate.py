@@ -11,6 +11,7 @@ import tyro
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import torch
     from rich.table import Table
 
     from detect.backbones import Backbone
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from detect.pose_metrics import PoseResult, PoseSummary
     from prepare.scene import Query
     from recon.reference import Reference
+    from splatad.cfm_splats import DetectorName
     from splatad.inspector import Inspection, Inspector
     from splatad.report import ReportPhoto
 
@@ -38,6 +40,9 @@ class Evaluate:
     """Where scenes and references lie; else $SPLATAD_WORKSPACE, else ./splatad-work."""
     out: Path | None = None
     """Folder for the results; WORKSPACE/runs/evaluate-NAME if not given."""
+    detector: tuple[Literal["difference", "cfm", "difference+cfm"], ...] = ("difference",)
+    """What judges, as `detect --detector`; of several each has its lines in the tables, at the same cameras, and the report,
+    photos.csv and the line "splatad" are the first's."""
     refine: Literal["levenberg", "adam", "splatpose"] = "levenberg"
     """How cameras are refined: ours, or for comparison Adam through the rasteriser or SplatPose's recipe of it."""
     recipe: Literal["ours", "splatpose"] = "ours"
@@ -61,6 +66,7 @@ class Tested:
     inspection: Inspection  # without photo and render, which are made anew from file and camera
     scored: dict[str, Scored]  # by method
     seconds: dict[str, float]  # by method, for the whole photo
+    verdicts: dict[str, str]  # by detector, of those beside the first
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,6 @@ def run(config: Evaluate) -> int:
     from prepare.errors import InputError, UsageError
     from prepare.scene import load_scene
     from splatad.commands.evaluate_pose import plain
-    from splatad.inspector import Inspector
     from splatad.part_picture import PartPictures
     from splatad.reference_dir import choose_device, find_reference
     from splatad.report import ReportRun, write_report
@@ -105,8 +110,10 @@ def run(config: Evaluate) -> int:
     workspace = open_workspace(config.workspace)
     device = choose_device(config.device)
     leave_cores_to_the_kernel(device)
-    inspector = Inspector.open(find_reference(workspace, config.class_, config.reference), device)
+    folder = find_reference(workspace, config.class_, config.reference)
+    inspector, *others = _inspectors(folder, device, config.detector)
     inspector.config = replace(inspector.config, refine=config.refine)
+    besides = dict(zip(config.detector[1:], others, strict=True))
     loaded = inspector.loaded
     name = loaded.reference.name
     scene = load_scene(config.scene or Path(loaded.reference.scene))
@@ -115,7 +122,8 @@ def run(config: Evaluate) -> int:
             f"{scene.folder}: no test photos (queries.json); prepare the scene from a dataset that has them"
         )
     backbone = load_backbone(choose_backbone(config.backbone)) if config.recipe == "splatpose" else None
-    suffix = "" if config.refine == "levenberg" else f"-{config.refine}"
+    suffix = "" if config.detector == ("difference",) else "-" + "-".join(config.detector)
+    suffix += "" if config.refine == "levenberg" else f"-{config.refine}"
     suffix += "" if backbone is None else f"-recipe-{config.recipe}"
     out = config.out or workspace.runs / f"evaluate-{name}{suffix}"
     terminal = Terminal()
@@ -125,11 +133,14 @@ def run(config: Evaluate) -> int:
     poses: list[PoseResult] = []
     with terminal.bar("inspecting test photos", len(scene.queries)) as bar:
         for query in scene.queries:
-            one = _test(inspector, query, backbone)
+            one = _test(inspector, query, backbone, besides)
             tested.append(one)
             row = {"label": query.label} | verdict_row(one.inspection)
             if backbone is not None:
                 row["recipe_score"] = f"{one.scored[RECIPE].score:.6g}"
+            for other in besides:
+                row[f"{other}_score"] = f"{one.scored[other].score:.6g}"
+                row[f"{other}_verdict"] = one.verdicts[other]
             pose = _pose_result(query, one.inspection, loaded.reference)
             found = pose is not None and one.inspection.located is not None
             row["rotation_error_deg"] = f"{pose.error.rotation_deg:.5f}" if pose and found else ""
@@ -147,6 +158,17 @@ def run(config: Evaluate) -> int:
     pairs = [(one.query.label, one.inspection.verdict.name) for one in labelled]
     rate = loaded.calibration.false_alarm_rate
     verdicts = {label or "all": evaluate_verdicts(pairs, rate, label) for label in (None, *labels)}
+    told_besides: dict[str, dict[str, VerdictMetrics]] = {
+        other: {
+            label or "all": evaluate_verdicts(
+                [(one.query.label, one.verdicts[other]) for one in labelled],
+                judge.loaded.calibration.false_alarm_rate,
+                label,
+            )
+            for label in (None, *labels)
+        }
+        for other, judge in besides.items()
+    }
     pose_summary = _summary(poses)
     stages = list(dict.fromkeys(stage for one in tested for stage in one.inspection.seconds))
     stage_medians = {
@@ -174,8 +196,14 @@ def run(config: Evaluate) -> int:
             "if its score is above what all other good photos reach, a defect if its map, inside it or 2 px beside, is "
             "above what all other good photos reach anywhere."
         )
+    if config.detector != ("difference",):
+        terminal.say(f"splatad: --detector {config.detector[0]}, limit {loaded.calibration.threshold:.3g}")
     for line in _verdict_lines(verdicts["all"]):
         terminal.say(line)
+    for other, judge in besides.items():
+        terminal.say(f"{other}: limit {judge.loaded.calibration.threshold:.3g}")
+        for line in _verdict_lines(told_besides[other]["all"]):
+            terminal.say(f"{other}: {line}")
     kinds = _kinds(labelled)
     for label, counts in kinds.items():
         guesses = ", ".join(f"{count} {kind}" for kind, count in counts.items())
@@ -197,9 +225,14 @@ def run(config: Evaluate) -> int:
         "recipe": None
         if backbone is None
         else {"name": config.recipe, "backbone": backbone.name, **_document(figures[RECIPE])},
-        "verdicts": {
-            label: dataclasses.asdict(one) | {"false_alarms_as_set": one.false_alarms_as_set}
-            for label, one in verdicts.items()
+        "verdicts": _verdict_document(verdicts),
+        "besides": {
+            other: _document(figures[other])
+            | {
+                "verdicts": _verdict_document(told_besides[other]),
+                "threshold": judge.loaded.calibration.threshold,
+            }
+            for other, judge in besides.items()
         },
         "kinds": kinds,
         "pose": None if pose_summary is None else plain(dataclasses.asdict(pose_summary)),
@@ -211,7 +244,7 @@ def run(config: Evaluate) -> int:
         "fit": dict(loaded.reference.settings),
     }
     write_table(out / "photos.csv", rows)
-    write_table(out / "metrics.csv", metric_rows(figures, verdicts))
+    write_table(out / "metrics.csv", metric_rows(figures, {OURS: verdicts, **told_besides}))
     write_table(out / "sizes.csv", size_rows(figures))
     write_json(out / "metrics.json", document)
 
@@ -236,8 +269,27 @@ def run(config: Evaluate) -> int:
     return 0
 
 
-def _test(inspector: Inspector, query: Query, backbone: Backbone | None) -> Tested:
-    """The photo inspected and, with a backbone, measured by the recipe at the same camera and render."""
+def _inspectors(folder: Path, device: torch.device, names: Sequence[DetectorName]) -> list[Inspector]:
+    """One for each detector, of the same reference. Raises: UsageError for none or one named twice."""
+    from prepare.errors import UsageError
+    from splatad.cfm_splats import with_detector
+    from splatad.inspector import Inspector
+    from splatad.reference_dir import load_whole_reference
+
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"--detector {' '.join(names)}: name each once, and at least one")
+    loaded = load_whole_reference(folder, device)
+    return [Inspector(with_detector(loaded, folder, name)) for name in names]
+
+
+def _test(
+    inspector: Inspector,
+    query: Query,
+    backbone: Backbone | None,
+    besides: Mapping[DetectorName, Inspector] | None = None,
+) -> Tested:
+    """The photo inspected and, with a backbone, measured by the recipe at the same camera and render; and by other detectors
+    at that camera."""
     import dataclasses
     import time
 
@@ -267,12 +319,27 @@ def _test(inspector: Inspector, query: Query, backbone: Backbone | None) -> Test
         scored[RECIPE] = Scored(query.label, recipe.score, recipe.values, mask, true_mask, recipe.small)
         shared = seconds[OURS] - inspection.seconds.get("compare", 0.0)
         seconds[RECIPE] = shared + time.perf_counter() - started
+    verdicts: dict[str, str] = {}
+    for name, judge in (besides or {}).items():
+        image = judge.read(query.image_path)
+        other = judge.judge(query.name, image, inspection.located)
+        nothing = other.anomaly is None or other.score is None
+        scored[name] = Scored(
+            query.label,
+            judge.loaded.calibration.threshold if nothing else other.score,  # type: ignore[arg-type]
+            torch.zeros(height, width) if other.anomaly is None else other.anomaly.values.cpu(),
+            mask,
+            true_mask,
+        )
+        shared = seconds[OURS] - inspection.seconds.get("compare", 0.0)
+        seconds[name] = shared + other.seconds.get("compare", 0.0)
+        verdicts[name] = other.verdict.name
     if anomaly is not None:
         anomaly = dataclasses.replace(anomaly, values=values, known=anomaly.known.cpu())
     # The report needs photo and render again: made anew then, so that memory stays bounded.
     unread = torch.zeros(()).expand(height, width, 3)  # of the photo's shape and one number large
     light = dataclasses.replace(inspection, photo=unread, render=None, anomaly=anomaly)
-    return Tested(query, light, scored, seconds)
+    return Tested(query, light, scored, seconds, verdicts)
 
 
 def _kinds(tested: Sequence[Tested]) -> dict[str, dict[str, int]]:
@@ -347,10 +414,19 @@ def _document(figures: Figures) -> dict[str, Any]:
     }
 
 
+def _verdict_document(verdicts: Mapping[str, VerdictMetrics]) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        label: dataclasses.asdict(one) | {"false_alarms_as_set": one.false_alarms_as_set}
+        for label, one in verdicts.items()
+    }
+
+
 def metric_rows(
-    figures: Mapping[str, Figures], verdicts: Mapping[str, VerdictMetrics]
+    figures: Mapping[str, Figures], verdicts: Mapping[str, Mapping[str, VerdictMetrics]]
 ) -> list[dict[str, object]]:
-    """Lines of metrics.csv: a method and "all" or a type of defect; verdicts are ours alone."""
+    """Lines of metrics.csv: a method and "all" or a type of defect; `verdicts` of the methods that have some."""
     import dataclasses
 
     rows: list[dict[str, object]] = []
@@ -360,7 +436,7 @@ def metric_rows(
             small = dataclasses.asdict(of_method.small[label])
             row |= {f"{field}_at_224": value for field, value in small.items()}
             for field in ("cannot_tell", "accurate", "found", "false_alarms"):
-                one: Share | None = getattr(verdicts[label], field) if method == OURS else None
+                one: Share | None = getattr(verdicts[method][label], field) if method in verdicts else None
                 row |= {
                     field: "" if one is None else one.count,
                     f"{field}_of": "" if one is None else one.of,
@@ -512,8 +588,9 @@ def size_table(figures: Mapping[str, Figures]) -> Table:
     table.add_column("", no_wrap=True)
     for method in figures:
         short = "recipe" if method == RECIPE else method
-        table.add_column(f"{short} photos", justify="right", no_wrap=True)
-        table.add_column(f"{short} defects", justify="right", no_wrap=True)
+        between = " " if len(figures) <= 2 else "\n"
+        table.add_column(f"{short}{between}photos", justify="right", no_wrap=True)
+        table.add_column(f"{short}{between}defects", justify="right", no_wrap=True)
     for rows in zip(*(of_method.sizes["all"] for of_method in figures.values()), strict=True):
         cells = []
         for row in rows:
@@ -558,7 +635,9 @@ def report_metrics(
     shown = COLUMNS[:8]
     rows: dict[str, dict[str, float | str]] = {}
     for method, of_method in figures.items():
-        key = "splatad (this run)" if method == OURS else f"SplatPose's map with {backbone} (this run)"
+        key = f"{'splatad' if method == OURS else method} (this run)"
+        if method == RECIPE:
+            key = f"SplatPose's map with {backbone} (this run)"
         cells: dict[str, float | str] = {
             title: _rate(getattr(of_method.metrics["all"], field)) for title, field in shown
         }

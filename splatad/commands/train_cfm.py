@@ -25,10 +25,15 @@ class TrainCfm:
     Two small networks learn to predict a pixel's 3D features from its 2D features and back. Where both are wrong, something is
     wrong with the part. No defective photo is needed. The good photos of the validation split (else photos left out of
     further trainings) give the limit for a chosen false-alarm rate. Stopped (Ctrl-C, a crash), the same command goes on.
+
+    Without a depth sensor: of a fitted reference (--class NAME of `splatad fit`), where its splats at each photo's camera take
+    the place of the points. It learns from the reference's own photos, in a minute or two, into the reference's folder; of
+    the flags --photo, --steps, --rate, --seed and --device apply.
     """
 
     class_: Annotated[str, tyro.conf.arg(name="class")]
-    """Name of a class in the workspace, from `splatad prepare mvtec-3d` or `eyecandies`, or its folder (with class.json)."""
+    """Name of a class in the workspace, from `splatad prepare mvtec-3d` or `eyecandies`, or its folder (with class.json); or of
+    a fitted reference, or its folder."""
     preset: Literal["small", "published"] = "small"
     """small: ours, minutes on two cores, needs no download. published: the paper's: DINO ViT-B/8 and Point-MAE, 250 epochs of
     all pixels; hours on a GPU, and weights."""
@@ -92,6 +97,7 @@ def run(config: TrainCfm) -> int:
     from detect.cfm.stored import FeatureConfig, FeatureStore
     from detect.cfm.train import NETWORK, steps_done, steps_of, train
     from splatad.cfm_inputs import find_class, network_name
+    from splatad.cfm_splats import reference_meant, train_on_reference
     from splatad.cmt_inputs import network_device
     from splatad.run_output import write_table
     from splatad.run_record import versions
@@ -99,6 +105,8 @@ def run(config: TrainCfm) -> int:
     from splatad.workspace import open_workspace
 
     workspace = open_workspace(config.workspace)
+    if (reference := reference_meant(workspace, config.class_)) is not None:
+        return train_on_reference(config, reference)
     wanted, features = train_config(config), feature_config(config)
     features.check()
     registered = find_class(workspace, config.class_)

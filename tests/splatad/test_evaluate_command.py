@@ -274,10 +274,10 @@ def test_the_caption_explains_the_columns_that_are_shown_and_no_others(figures):
     assert "at 224 px 0 of 6 defects vanish" in whole[-1]
 
 
-def test_metric_rows_have_verdicts_for_our_own_map_alone(figures):
+def test_metric_rows_have_verdicts_for_those_that_give_some(figures):
     pairs = [("good", "OK")] * 4 + [("Burrs", "NG")] * 3 + [("Stains", "CANNOT TELL")] * 3
     verdicts = {label or "all": evaluate_verdicts(pairs, 0.1, label) for label in (None, "Burrs", "Stains")}
-    rows = metric_rows({OURS: figures, RECIPE: figures}, verdicts)
+    rows = metric_rows({OURS: figures, RECIPE: figures}, {OURS: verdicts})
     assert [row["method"] for row in rows] == [OURS] * 3 + [RECIPE] * 3
     assert (rows[0]["cannot_tell"], rows[0]["cannot_tell_of"], rows[0]["accurate_percent"]) == (3, 10, 100.0)
     assert rows[3]["cannot_tell"] == ""
