@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from detect.cfm.mapping import MappingConfig, MappingPair
 from detect.cfm.splat_form import GoodView, SplatForm, SplatFormConfig
-from prepare.atomic_write import write_with
 from prepare.errors import InputError
+from prepare.network_file import read_network, write_network
 from recon.gaussians import Gaussians
 
 FORMAT = "splatad-cfm-splats-1"
@@ -29,7 +23,6 @@ def splats_digest(gaussians: Gaussians) -> str:
 def save_splat_form(path: Path, form: SplatForm, gaussians: Gaussians) -> None:
     """Write it atomically; the same content gives the same bytes. `gaussians` are the splats it was trained on."""
     values = {
-        "format": FORMAT,
         "splats": splats_digest(gaussians),
         "config": asdict(form.config),
         "mapping": asdict(form.pairs[0].config),
@@ -39,13 +32,12 @@ def save_splat_form(path: Path, form: SplatForm, gaussians: Gaussians) -> None:
         "held_out": form.held_out,
         "about": dict(form.about),
     }
-    header = {"splatad": json.dumps(values, allow_nan=False)}
     tensors = {
-        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        f"{number}.{name}": tensor
         for number, pair in enumerate(form.pairs)
         for name, tensor in pair.state_dict().items()
     }
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_network(path, FORMAT, values, tensors)
 
 
 def load_splat_form(path: Path, gaussians: Gaussians, command: str) -> SplatForm:
@@ -58,19 +50,8 @@ def load_splat_form(path: Path, gaussians: Gaussians, command: str) -> SplatForm
         raise InputError(
             f"{path}: not there, CFM was not trained on this reference; train it with `{command}`"
         )
+    header, tensors = read_network(path, FORMAT, again)
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("splatad", "{}")
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: cannot be read as weights ({' '.join(str(error).split())[:120]}); {again}"
-        ) from error
-    try:
-        header: dict[str, Any] = json.loads(text)
-        found = header.get("format", "none")
-        if found != FORMAT:
-            raise InputError(f"{path}: not CFM's networks of splats (format {found!r}); {again}")
         splats = header["splats"]
         config = SplatFormConfig(**header["config"])
         pairs = tuple(MappingPair(MappingConfig(**header["mapping"])) for _ in range(header["networks"]))

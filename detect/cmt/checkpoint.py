@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
 from detect.cmt.model import CMT, ModelConfig, config_as_json, config_from_json
-from prepare.atomic_write import write_with
 from prepare.errors import InputError
+from prepare.network_file import read_network, write_network
 
 FORMAT = "splatad-cmt-1"
 
@@ -23,13 +18,11 @@ def save_network(path: Path, network: CMT, about: Mapping[str, Any], half: bool 
 
     With `half` in half precision, to be shipped: answers then differ in the third digit of a logit.
     """
-    values = {"format": FORMAT, "model": config_as_json(network.config), "about": dict(about)}
-    # One entry: the order of several is drawn anew by every process, and the same training gives the same file.
-    header = {"splatad": json.dumps(values, allow_nan=False)}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    values = {"model": config_as_json(network.config), "about": dict(about)}
+    tensors = network.state_dict()
     if half:
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_network(path, FORMAT, values, tensors)
 
 
 def load_network(path: Path, expected: ModelConfig | None = None) -> tuple[CMT, dict[str, Any]]:
@@ -38,25 +31,7 @@ def load_network(path: Path, expected: ModelConfig | None = None) -> tuple[CMT, 
     Raises: InputError where the file is missing, damaged, of another kind, not of the `expected` configuration, or holds
     tensors that are not this network's.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("splatad", "{}")
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: cannot be read as weights ({' '.join(str(error).split())[:120]}); "
-            "give the .safetensors file that `splatad train cmt` wrote"
-        ) from error
-    try:
-        header = json.loads(text)
-        found = header.get("format", "none")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: its header cannot be read ({error}); train it again") from error
-    if found != FORMAT:
-        raise InputError(
-            f"{path}: not weights of this detector (format {found!r}, expected {FORMAT!r}); "
-            "give the .safetensors file that `splatad train cmt` wrote"
-        )
+    header, tensors = read_network(path, FORMAT, "give the .safetensors file that `splatad train cmt` wrote")
     try:
         config, about = config_from_json(header["model"]), dict(header["about"])
     except (InputError, ValueError, KeyError, TypeError) as error:

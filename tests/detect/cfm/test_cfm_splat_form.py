@@ -145,7 +145,7 @@ def test_files_that_are_missing_damaged_or_of_other_splats_get_one_line_with_the
     path.write_bytes(b"no weights")
     assert "cannot be read" in complaint()
     save_file({"a": torch.zeros(1)}, path)
-    assert "not CFM's networks" in complaint()
+    assert "not weights of this detector" in complaint()
     save_splat_form(path, form, toy.reference.gaussians)
     assert "of other splats" in complaint(other_toy_gaussians)
     with safe_open(path, framework="pt") as file:
