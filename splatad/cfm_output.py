@@ -51,10 +51,10 @@ def heat_picture(inspection: CfmInspection, scale: Absolute | None) -> Float[Ten
 def overlay_picture(inspection: CfmInspection, scale: Absolute | None) -> Float[Tensor, "height width rgb=3"]:
     """Marked photo and heat map side by side under the verdict."""
     low, high = map_range(inspection, scale)
-    unit = "standard deviations" if scale is not None else "this photo's own scale"
+    unit = "deviations" if scale is not None else "on the photo's own scale"
     sheet = side_by_side(
         [marked_picture(inspection), heat_picture(inspection, scale)],
-        [inspection.name[-60:], f"photo and shape disagree, colour from {low:.2g} to {high:.2g} {unit}"],
+        [inspection.name[-60:], f"disagreement, {low:.2g} to {high:.2g} {unit}"],
     )
     banner = verdict_banner(inspection.verdict.name, inspection.verdict.reasons[0], int(sheet.shape[1]))
     return torch.cat([banner, sheet], dim=0)

@@ -40,8 +40,8 @@ class FeatureConfig:
 
     photo: str = "handcrafted"
     """Of the photo: handcrafted, dino_vitb8 (published), dinov2, mobilenet_v2, wide_resnet50, or a network of timm."""
-    shape: str = "fpfh"
-    """Of the points: fpfh, fpfh_multi, curvature, normals (a picture through the photo's network), point_mae (published)."""
+    shape: str = "curvature"
+    """Of the points: curvature, fpfh, fpfh_multi, normals (a picture through the photo's network), point_mae (published)."""
     blocks: int = 0
     """Blocks kept of each transformer, from the first: 8, 4 or 1 for M, S and T; 0: all."""
     px: int = 224

@@ -41,7 +41,7 @@ class TrainCfm:
     """2D features: handcrafted (needs no weights), dino_vitb8 (published), dinov2, mobilenet_v2, wide_resnet50, or a network of
     timm; else the preset's."""
     shape: str | None = None
-    """3D features: fpfh, fpfh_multi (need no weights), normals (a picture of them through the 2D network), point_mae
+    """3D features: curvature, fpfh, fpfh_multi (need no weights), normals (a picture of them through the 2D network), point_mae
     (published); else the preset's."""
     blocks: int = 0
     """Keep so many blocks of each transformer, from the first: 8, 4 or 1 are the paper's M, S and T; 0: all."""

@@ -70,7 +70,7 @@ def test_half_precision_loses_nothing_that_matters(bowl: Registered) -> None:
     ("config", "says"),
     [
         (FeatureConfig(shape="pfh"), "one of point_mae"),
-        (FeatureConfig(blocks=4), "neither handcrafted nor fpfh"),
+        (FeatureConfig(blocks=4), "neither handcrafted nor curvature"),
         (FeatureConfig(blocks=-1, shape="point_mae"), "blocks -1"),
         (FeatureConfig(px=16), "px 16"),
     ],
@@ -135,11 +135,11 @@ def test_the_store_computes_each_sample_once(
     features = store.get(first)
     assert _same(features, extract(SMALL, prepared.load(first, PX)))
     assert not store.has(second)
-    assert computed == ["fpfh"]
+    assert computed == ["curvature"]
     again = FeatureStore(tmp_path / "kept", SMALL, prepared)
     assert _same(again.get(first), features)
     assert again.has(first)
-    assert computed == ["fpfh"]
+    assert computed == ["curvature"]
     assert not _same(again.get(second), features)
 
 
@@ -182,7 +182,7 @@ def test_changed_files_and_changed_settings_are_seen(
         FeatureStore(tmp_path / "kept", SMALL, replace(prepared, settings={"seed": 2})).folder != store.folder
     )
     assert other.get(first).shape_width == 78
-    assert computed == ["fpfh", "fpfh", "normals"]
+    assert computed == ["curvature", "curvature", "normals"]
 
 
 def test_missing_weights_stop_the_whole_preparation(
