@@ -185,7 +185,7 @@ class ShapeInspector:
             )
         side = "above" if score > limit else "not above"
         said = (
-            f"score {score:.3f}, {side} the limit {limit:.3f} of {len(self.calibration.good_scores)} good photos of this "
+            f"score {score:.6g}, {side} the limit {limit:.6g} of {len(self.calibration.good_scores)} good photos of this "
             f"part (false-alarm rate {self.calibration.false_alarm_rate:.1%})"
         )
         return Verdict("NG" if score > limit else "OK", (said, *notes))
