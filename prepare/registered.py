@@ -151,14 +151,22 @@ def load_pair(rgb_path: Path, xyz_path: Path, px: int = PX) -> Registered:
     Raises: InputError for a file that cannot be read, sizes that differ, or fewer than 1,024 points (fewer in proportion where
     `px` is below 224).
     """
-    xyz = read_xyz(xyz_path)
-    levels = read_levels(rgb_path)
-    side = _side((levels.shape[0], levels.shape[1]), (xyz.shape[0], xyz.shape[1]), str(xyz_path))
+    return registered_pair(read_levels(rgb_path), read_xyz(xyz_path), px, str(xyz_path))
+
+
+def registered_pair(
+    levels: UInt8[np.ndarray, "h w rgb=3"],
+    xyz: Float[np.ndarray, "rows columns xyz=3"],
+    px: int,
+    where: str,
+) -> Registered:
+    """As `load_pair`, of a photo and points in memory; `where` names the points in messages."""
+    side = _side((levels.shape[0], levels.shape[1]), (xyz.shape[0], xyz.shape[1]), where)
     photo = Image.fromarray(pad_edge(levels, side)).resize((px, px), Image.Resampling.BICUBIC)
     points = nearest(pad_zero(xyz, side), px)
     valid = measured(points)
     points = np.where(valid[..., None], points, np.float32(0))
-    check_count(int(valid.sum()), px, str(xyz_path))
+    check_count(int(valid.sum()), px, where)
     return Registered(
         torch.from_numpy(np.asarray(photo).astype(np.float32) / np.float32(255)),
         torch.from_numpy(points),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from detect.cfm.absolute import Absolute, Region, decide, regions
@@ -21,9 +21,9 @@ from detect.verdict import Verdict
 from prepare.camera import fit_within
 from prepare.errors import InputError
 from prepare.foreground_cloud import CloudSettings, border_points, keep_part
-from prepare.image import read_image, resize
-from prepare.organised_cloud import read_xyz, write_xyz, xyz_size
-from prepare.registered import Registered, load_pair
+from prepare.image import resize
+from prepare.organised_cloud import read_xyz
+from prepare.registered import Registered, read_levels, registered_pair
 from splatad.cfm_inputs import trained_class
 
 LONGEST_PX = 1024  # of the pictures that are shown
@@ -142,9 +142,10 @@ class CfmInspector:
         Raises: InputError for files that cannot be read, that do not lie on each other, or that show too little.
         """
         began = time.perf_counter()
-        registered, removed = self._read(photo, points)
-        rgb = read_image(photo).rgb
-        framing = Framing.of((int(rgb.shape[0]), int(rgb.shape[1])), xyz_size(points))
+        levels, xyz = read_levels(photo), read_xyz(points)
+        registered, removed = self._registered(levels, xyz, points)
+        rgb = torch.from_numpy(levels).float() / 255
+        framing = Framing.of(levels.shape[:2], xyz.shape[:2])
         seconds = {"read": time.perf_counter() - began}
         began = time.perf_counter()
         features = extract(self.features, registered, self.device)
@@ -179,29 +180,31 @@ class CfmInspector:
             seconds,
         )
 
-    def _read(self, photo: Path, points: Path) -> tuple[Registered, bool]:
+    def _registered(
+        self,
+        levels: UInt8[np.ndarray, "h w rgb=3"],
+        xyz: Float[np.ndarray, "rows columns xyz=3"],
+        points: Path,
+    ) -> tuple[Registered, bool]:
         """Photo and points as the training saw them, and whether the ground was taken away here."""
-        if not self._has_ground(points):
-            return load_pair(photo, points, self.features.px), False
-        settings = self.cloud or CloudSettings()
-        with tempfile.TemporaryDirectory() as folder:
-            part = Path(folder) / points.name
+        removed = self._has_ground(xyz)
+        if removed:
             try:
-                write_xyz(part, keep_part(read_xyz(points), settings), compress=False)
-                registered = load_pair(photo, part, self.features.px)
+                xyz = keep_part(xyz, self.cloud or CloudSettings())
             except InputError as error:
-                raise InputError(f"{points}: {str(error).removeprefix(f'{part}: ')}") from error
-        if self.blacked:
+                raise InputError(f"{points}: {error}") from error
+        registered = registered_pair(levels, xyz, self.features.px, str(points))
+        if removed and self.blacked:
             registered = replace(registered, rgb=registered.rgb * registered.valid[..., None])
-        return registered, True
+        return registered, removed
 
-    def _has_ground(self, points: Path) -> bool:
+    def _has_ground(self, xyz: Float[np.ndarray, "rows columns xyz=3"]) -> bool:
         """Whether the ground is to be taken away: auto, where the training's was and points reach the photo's border."""
         if self.ground != "auto":
             return self.ground == "remove"
         if self.cloud is None:
             return False
-        return len(border_points(read_xyz(points), self.cloud.border_px)) >= self.cloud.plane_points
+        return len(border_points(xyz, self.cloud.border_px)) >= self.cloud.plane_points
 
 
 def points_of(photo: Path, given: Sequence[Path]) -> Path:

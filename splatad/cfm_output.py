@@ -48,12 +48,17 @@ def heat_picture(inspection: CfmInspection, scale: Absolute | None) -> Float[Ten
     return overlay_map(inspection.photo, inspection.heat, *map_range(inspection, scale))
 
 
-def overlay_picture(inspection: CfmInspection, scale: Absolute | None) -> Float[Tensor, "height width rgb=3"]:
+def overlay_picture(
+    inspection: CfmInspection,
+    scale: Absolute | None,
+    marked: Float[Tensor, "height width rgb=3"],
+    heat: Float[Tensor, "height width rgb=3"],
+) -> Float[Tensor, "rows columns rgb=3"]:
     """Marked photo and heat map side by side under the verdict."""
     low, high = map_range(inspection, scale)
     unit = "deviations" if scale is not None else "on the photo's own scale"
     sheet = side_by_side(
-        [marked_picture(inspection), heat_picture(inspection, scale)],
+        [marked, heat],
         [inspection.name[-60:], f"disagreement, {low:.2g} to {high:.2g} {unit}"],
     )
     banner = verdict_banner(inspection.verdict.name, inspection.verdict.reasons[0], int(sheet.shape[1]))
@@ -64,9 +69,10 @@ def write_cfm_photo(
     folder: Path, inspection: CfmInspection, scale: Absolute | None, document: Mapping[str, Any]
 ) -> None:
     """The three pictures, then verdict.json, into `folder`."""
-    write_bytes(folder / "marked.png", to_bytes(marked_picture(inspection), "PNG"))
-    write_bytes(folder / "heatmap.png", to_bytes(heat_picture(inspection, scale), "PNG"))
-    write_bytes(folder / "overlay.png", to_bytes(overlay_picture(inspection, scale), "PNG"))
+    marked, heat = marked_picture(inspection), heat_picture(inspection, scale)
+    write_bytes(folder / "marked.png", to_bytes(marked, "PNG"))
+    write_bytes(folder / "heatmap.png", to_bytes(heat, "PNG"))
+    write_bytes(folder / "overlay.png", to_bytes(overlay_picture(inspection, scale, marked, heat), "PNG"))
     write_json(folder / "verdict.json", document)
 
 

@@ -19,9 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 Form = Literal["dense", "gathered", "absorbed"]
-KEPT_BYTES = (
-    64 << 20
-)  # gathered contexts up to this size are kept for the backward pass, larger ones gathered anew
+KEPT_BYTES = 64 << 20  # of gathered contexts that are kept for the backward pass; more are gathered anew
 _CHUNK_BYTES = 16 << 20  # of contexts that are gathered at a time then
 
 

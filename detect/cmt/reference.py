@@ -146,7 +146,7 @@ def views_of_splats(
     white = torch.ones(3, dtype=gaussians.means.dtype, device=gaussians.device)
     pictures, shares, points = [], [], []
     for camera in cameras:
-        fine = _finer(camera)
+        fine = camera.resized(FINE * camera.width, FINE * camera.height)
         with torch.no_grad():
             seen = rasterize(gaussians, _in_own_world(fine, frame), white, options=RasterOptions(depth=True))
         assert seen.depth is not None
@@ -169,19 +169,6 @@ def views_of_splats(
         shares.append(share)
         points.append(xyz)
     return _stacked(pictures, shares, points, cameras, "reference of splats")
-
-
-def _finer(camera: Camera) -> Camera:
-    """The same view with FINE times as many pixels along each side."""
-    return Camera(
-        camera.world_to_cam,
-        camera.fl_x * FINE,
-        camera.fl_y * FINE,
-        camera.cx * FINE,
-        camera.cy * FINE,
-        camera.width * FINE,
-        camera.height * FINE,
-    )
 
 
 def _pooled(fine: Float[Tensor, "rows columns channels"]) -> Float[Tensor, "height width channels"]:

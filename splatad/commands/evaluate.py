@@ -320,8 +320,9 @@ def _test(
         shared = seconds[OURS] - inspection.seconds.get("compare", 0.0)
         seconds[RECIPE] = shared + time.perf_counter() - started
     verdicts: dict[str, str] = {}
+    image = inspector.read(query.image_path) if besides else None
     for name, judge in (besides or {}).items():
-        image = judge.read(query.image_path)
+        assert image is not None
         other = judge.judge(query.name, image, inspection.located)
         nothing = other.anomaly is None or other.score is None
         scored[name] = Scored(
