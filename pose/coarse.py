@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,10 +48,12 @@ def coarse_cameras(
     camera: Camera,
     *,
     most: int = 12,
+    sides: Sequence[int] = (),
 ) -> tuple[Hypothesis, ...]:
     """Rough cameras for a photo, best first; none where the photo shows no part.
 
-    At most `most` from different sides, and beside them those turned in their plane that fit about as well.
+    At most `most` from different sides, beside them those turned in their plane that fit about as well, and the rows `sides`
+    of the index.
 
     `difference` is the photo less its background (zero off the part), `alpha` the part's share of each pixel, both at
     about the index's render size; `camera` is the photo's lens at that size.
@@ -70,7 +73,10 @@ def coarse_cameras(
     second, second_which = _other_rolls(table, which)
     penalty = 0.0 if truncated_share(alpha) < TRUNCATED_SHARE else 0.05
     longest = max(camera.width, camera.height)
-    for i, value in _separate(best, index.world_to_cam, most - len(found)):
+    chosen = _separate(best, index.world_to_cam, most - len(found))
+    known = {i for i, _ in chosen}
+    chosen += [(i, float(best[i])) for i in sides if i not in known]
+    for i, value in chosen:
         u, v, radius = (index.silhouettes[i] * longest).tolist()
         lens_ratio = camera.fl_x / (
             index.camera.fl_x * longest / max(index.camera.width, index.camera.height)

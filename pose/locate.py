@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -118,6 +118,7 @@ def locate(
     landmarks: Landmarks | None = None,
     start: Camera | None = None,
     inner: PhotoEdges | None = None,
+    towards: Sequence[Float[Tensor, "xyz=3"]] = (),
 ) -> Located | None:
     """The camera that took `rgb` (over the reference's background), None where the photo shows nothing.
 
@@ -126,7 +127,8 @@ def locate(
     too; a `start` within a few degrees of the truth, where it is given, is the only one. A camera that is not believed
     is sought a second time, from larger photos on. Where `rgb` is an outline alone, the photo's `inner` edges decide
     between cameras that it does not tell apart, and a camera whose inner edges the photo does not show is sought a second
-    time too. The result depends on the photo and the reference alone.
+    time too. `towards` are directions from the part's centre (world) in which other evidence, such as votes of matched
+    features, has the camera: rough cameras of those sides are tried too. The result depends on these and the photo alone.
     """
     config, limits = config or LocateConfig(), limits or BeliefLimits()
     background = reference.background if background is None else background
@@ -134,7 +136,8 @@ def locate(
     if start is not None:
         cameras = [start]
     else:
-        hypotheses = rough_cameras(index, rgb, alpha, lens, background, limits, config.hypotheses)
+        sides = viewed_from(index, reference.volume.centre, towards)
+        hypotheses = rough_cameras(index, rgb, alpha, lens, background, limits, config.hypotheses, sides)
         if not hypotheses:
             return None
         cameras = [hypothesis.camera for hypothesis in hypotheses]
@@ -172,15 +175,27 @@ def rough_cameras(
     background: Float[Tensor, "rgb=3"],
     limits: BeliefLimits,
     most: int = 12,
+    sides: Sequence[int] = (),
 ) -> tuple[Hypothesis, ...]:
-    """At most `most` rough cameras from the index, best first; none where the photo shows no part. See `locate`."""
+    """At most `most` rough cameras from the index, best first, and those of its rows `sides`; none where the photo shows no part.
+    See `locate`."""
     if float((alpha > 0.5).float().mean()) < limits.least_part_share:
         return ()
     height, width = alpha.shape
     width, height = fit_within(width, height, RENDER_PX)
     small_rgb, small_alpha = resize(rgb, width, height), _resize_plane(alpha, width, height)
     difference = difference_from_background(small_rgb, small_alpha, background)
-    return coarse_cameras(index, difference, small_alpha, lens.resized(width, height), most=most)
+    return coarse_cameras(index, difference, small_alpha, lens.resized(width, height), most=most, sides=sides)
+
+
+def viewed_from(
+    index: PoseIndex, centre: Float[Tensor, "xyz=3"], towards: Sequence[Float[Tensor, "xyz=3"]]
+) -> list[int]:
+    """The rows of the index whose cameras see `centre` from nearest to each of these directions (world), each row once."""
+    poses = index.world_to_cam
+    cameras = -(poses[:, :3, :3].transpose(1, 2) @ poses[:, :3, 3:])[..., 0] - centre
+    cameras = torch.nn.functional.normalize(cameras, dim=1)
+    return list(dict.fromkeys(int((cameras @ side.to(cameras)).argmax()) for side in towards))
 
 
 def _matched_cameras(

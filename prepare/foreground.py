@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
@@ -21,6 +21,10 @@ _SHADOW, _SHADOW_COLOUR = (
     0.03,
 )  # of white ground: how light a soft shadow is at least, how coloured at most
 _GAP_EDGE = 0.1  # least colour step around a see-through gap
+_WHITE = 1.0 - 2.5 * _LEVEL  # ground without any shadow
+# Of white ground in a picture of 128 or 256 px: how light it is surely; how dark a shadow is at most, and how coloured; the
+# largest step between neighbours within one; and from how light on what is enclosed may be ground too.
+_SURE, _DARKEST, _TINT, _STEP, _ENCLOSED = 0.95, 0.35, 0.05, 0.06, 0.7
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,58 @@ def without_shadow(
     regions, _ = ndimage.label(ground | shadow)
     open_to_ground = np.isin(regions, np.unique(regions[ground])) & (regions > 0)
     return torch.where(torch.from_numpy(shadow & open_to_ground).to(alpha.device), 0.0, alpha)
+
+
+@dataclass(frozen=True)
+class PartOnWhite:
+    """What of a picture on white ground is the part. Its shadow looks like a grey part: where it may be either, bounds."""
+
+    surely: Bool[Tensor, "height width"]  # the part; holds neither shadows nor the outline's mixed pixels
+    likely: Bool[Tensor, "height width"]  # the best guess without knowing the part
+    possibly: Bool[Tensor, "height width"]  # all but ground that is surely white
+
+
+def part_on_white(rgb: Float[Tensor, "height width rgb=3"]) -> PartOnWhite:
+    """Bounds of the part in a small picture (128 or 256 px; `rgb` is 1 where the ground is, more is lighter than it).
+
+    Shadow is without colour, changes little from pixel to pixel and goes on from the ground; an edge ends it. What light
+    grey the part encloses may be a shadow too.
+    """
+    image = rgb.detach().cpu().numpy()
+    low, high = image.min(axis=-1), image.max(axis=-1)
+    neutral = (high - low < _TINT) & (low < 2.0 - _SURE)
+    white = (low > _WHITE) & neutral
+    ground = _reached(white | (neutral & (low > _SURE)), white)
+    grey = image.mean(axis=-1)
+    shade = neutral & (low > _DARKEST)
+    cast = _reached(ground | (shade & (_largest_step(grey) < _STEP)), ground)
+    cast |= ndimage.binary_dilation(cast) & shade
+    possibly = ~ground
+    surely = possibly & ~cast & ~(neutral & (low > _ENCLOSED))
+    rim = surely & ndimage.binary_dilation(~surely, structure=np.ones((3, 3), dtype=bool))
+    bounds = (surely & ~rim, possibly & ~cast, possibly)
+    return PartOnWhite(*(torch.from_numpy(mask).to(rgb.device) for mask in bounds))
+
+
+def _reached(mask: Bool[np.ndarray, "h w"], start: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The pixels of `mask` that are connected to one of `start`, which lies within it."""
+    regions, count = ndimage.label(mask)
+    open_regions = np.zeros(count + 1, dtype=bool)
+    open_regions[regions[start]] = True
+    open_regions[0] = False
+    return open_regions[regions]
+
+
+def _largest_step(plane: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """The largest difference of each pixel to its four neighbours."""
+    steps = np.zeros_like(plane)
+    for axis in (0, 1):
+        step = np.abs(np.diff(plane, axis=axis))
+        before, after = [slice(None)] * 2, [slice(None)] * 2
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        steps[tuple(before)] = np.maximum(steps[tuple(before)], step)
+        steps[tuple(after)] = np.maximum(steps[tuple(after)], step)
+    return steps
 
 
 def _connected_to_border(distance: np.ndarray, border: Border) -> np.ndarray:

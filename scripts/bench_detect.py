@@ -41,7 +41,8 @@ from prepare.atomic_write import write_json
 from prepare.image import read_mask
 from prepare.scene import load_scene
 from recon.rasterize import RasterOptions, rasterize
-from splatad.inspector import Inspector, over_background
+from splatad.finder import over_background
+from splatad.inspector import Inspector
 from splatad.reference_dir import choose_device, find_reference
 from splatad.threads import leave_cores_to_the_kernel
 from splatad.workspace import open_workspace

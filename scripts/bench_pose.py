@@ -38,7 +38,8 @@ from prepare.generate.raycast import light, photograph
 from prepare.image import read_image, write_image
 from prepare.scene import load_query_image, load_scene
 from splatad.commands.evaluate_pose import choose_photos
-from splatad.inspector import Inspector, over_background
+from splatad.finder import over_background
+from splatad.inspector import Inspector
 from splatad.lens import QueryLens
 from splatad.reference_dir import choose_device
 from splatad.threads import leave_cores_to_the_kernel

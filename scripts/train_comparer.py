@@ -37,7 +37,7 @@ from prepare.scene import Scene, load_query_image, load_scene
 from recon.fit import Photo, fit_photos, load_photo
 from recon.rasterize import RasterOptions, rasterize
 from recon.reference import Reference, load_reference, reference_from_fit, save_reference
-from splatad.inspector import over_background
+from splatad.finder import over_background
 from splatad.threads import leave_cores_to_the_kernel
 
 HELD_OUT_EVERY = 3  # few fitted photos: a render is to be as wrong as a sparse reference's

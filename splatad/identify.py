@@ -22,7 +22,8 @@ from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.image import resize
 from prepare.scene import ViewImage
-from splatad.inspector import Inspection, Inspector, over_background
+from splatad.finder import over_background
+from splatad.inspector import Inspection, Inspector
 from splatad.lens import QueryLens
 
 SMALL_PX = (50, 100)  # sizes at which references are compared
@@ -161,7 +162,7 @@ class Identifier:
             c = lens.camera
             key = size_px if straight else (size_px, lens.distortion, c.fl_x, c.fl_y, c.cx, c.cy)
             if key not in decoded:
-                decoded[key] = self.inspectors[name].decode(path, lens)
+                decoded[key] = self.inspectors[name].finder.decode(path, lens)
             image = decoded[key]
             height, width = image.alpha.shape
             own = replace(image, camera=c.resized(width, height))
@@ -194,7 +195,7 @@ def _small_evidence(
     reference = loaded.reference
     photo = over_background(image, reference.background)
     pyramid = photo_pyramid(photo, SMALL_PX)
-    levenberg = inspector.config_for(lens).levenberg
+    levenberg = inspector.finder.config_for(lens).levenberg
 
     def refined(camera: Camera, level: PhotoLevel, exposure: Exposure | None) -> Refined:
         return refine_levenberg(

@@ -16,15 +16,14 @@ from detect.anomaly_map import AnomalyMap
 from detect.defects import Defect, find_defects
 from detect.illumination import fit_illumination, is_other_light
 from detect.verdict import Verdict, decide, no_part_verdict
-from pose.inner_edges import photo_edges
 from pose.locate import BeliefLimits, LocateConfig, Located, locate
 from pose.residual import Exposure
 from prepare.camera import Camera
-from prepare.scene import ViewImage, load_query_image
-from recon.appearance import flattened
+from prepare.scene import ViewImage
 from recon.rasterize import RasterOptions, Render, rasterize
 from recon.surroundings import over
-from splatad.lens import LensMode, QueryLens, query_lens
+from splatad.finder import Finder, over_background
+from splatad.lens import LensMode, QueryLens
 from splatad.pose_output import pose_document
 from splatad.reference_dir import LoadedReference, load_whole_reference
 
@@ -71,8 +70,15 @@ class Inspector:
         self, loaded: LoadedReference, config: LocateConfig | None = None, lens_mode: LensMode = "auto"
     ) -> None:
         self.loaded = loaded
-        self.config = config or LocateConfig()
-        self.lens_mode: LensMode = lens_mode
+        self.finder = Finder(
+            loaded.reference,
+            loaded.levels,
+            loaded.index,
+            loaded.calibration.belief,
+            loaded.landmarks,
+            config or LocateConfig(),
+            lens_mode,
+        )
 
     @classmethod
     def open(
@@ -100,7 +106,7 @@ class Inspector:
 
         Raises: InputError as `splatad.lens.query_lens`.
         """
-        return query_lens(self.loaded.reference, path, self.lens_mode)
+        return self.finder.lens(path)
 
     def read(self, path: Path, lens: QueryLens | None = None) -> ViewImage:
         """The photo in `path` as it is inspected: scaled, undistorted, with its lens (`self.lens(path)` if not given).
@@ -109,15 +115,7 @@ class Inspector:
         Raises: InputError as `inspect`.
         """
         lens = lens or self.lens(path)
-        return self.cut_out(self.decode(path, lens), lens)
-
-    def decode(self, path: Path, lens: QueryLens) -> ViewImage:
-        """The photo in `path` scaled and undistorted, with all that it shows.
-
-        Raises: InputError as `inspect`.
-        """
-        longest_px = self.loaded.reference.size_px
-        return load_query_image(path, longest_px=longest_px, camera=lens.camera, distortion=lens.distortion)
+        return self.cut_out(self.finder.decode(path, lens), lens)
 
     def cut_out(self, image: ViewImage, lens: QueryLens | None = None) -> ViewImage:
         """`image` with the part alone, where it is cluttered and shows the surroundings that the reference photos show.
@@ -131,7 +129,7 @@ class Inspector:
         assert image.camera is not None
         located = locate(
             whole.reference, whole.index, whole.levels, image.rgb, image.alpha, image.camera,
-            background=whole.reference.background, config=self.config_for(lens), limits=IN_SURROUNDINGS,
+            background=whole.reference.background, config=self.finder.config_for(lens), limits=IN_SURROUNDINGS,
         )  # fmt: skip
         if located is None or not located.believed:
             return image
@@ -155,40 +153,9 @@ class Inspector:
         """
         return self.judge(name, image, self.locate(image, lens), seconds, lens)
 
-    def compared(self, image: ViewImage) -> Float[Tensor, "height width rgb=3"]:
-        """What of `image` is held against the reference: the photo over its background, or its silhouette alone."""
-        background = self.loaded.reference.background.cpu()
-        if self.loaded.reference.shape_only:
-            return flattened(image.alpha, background)
-        return over_background(image, background)
-
-    def config_for(self, lens: QueryLens | None) -> LocateConfig:
-        """How to seek the camera of a photo through `lens`: its focal length is solved along where it is a guess."""
-        if lens is None or not lens.fit_focal:
-            return self.config
-        return replace(self.config, levenberg=replace(self.config.levenberg, focal=True))
-
     def locate(self, image: ViewImage, lens: QueryLens | None = None) -> Located | None:
         """The camera of `image`, None where it shows no part."""
-        assert image.camera is not None
-        loaded = self.loaded
-        reference = loaded.reference
-        inner = None
-        if reference.shape_only:
-            inner = photo_edges(over_background(image, reference.background.cpu()), image.alpha)
-        return locate(
-            reference,
-            loaded.index,
-            loaded.levels,
-            self.compared(image),
-            image.alpha,
-            image.camera,
-            background=reference.background,
-            config=self.config_for(lens),
-            limits=loaded.calibration.belief,
-            landmarks=loaded.landmarks,
-            inner=inner,
-        )
+        return self.finder.locate(image, lens)
 
     def _other_sides(self, located: Located) -> list[Located]:
         """The same with each of the other cameras from which the part looks the same."""
@@ -215,7 +182,7 @@ class Inspector:
             compared, exposure = photo, located.exposure
             notes: tuple[str, ...] = ()
             if reference.shape_only:
-                compared, notes = self.compared(image), (SHAPE_ONLY,)
+                compared, notes = self.finder.compared(image), (SHAPE_ONLY,)
             elif is_other_light(located.exposure):
                 light = fit_illumination(photo, image.alpha, render.rgb.cpu(), render.alpha.cpu())
                 compared, exposure = light.removed(photo, image.alpha, background.cpu()), Exposure()
@@ -285,16 +252,6 @@ class _Look:
     compared: Float[Tensor, "height width rgb=3"]  # the photo in the reference's light
     exposure: Exposure  # left in it
     notes: tuple[str, ...]  # for the verdict
-
-
-def over_background(
-    image: ViewImage, background: Float[Tensor, "rgb=3"]
-) -> Float[Tensor, "height width rgb=3"]:
-    """The photo with its own plain background exchanged for `background`; as it is where its background is not plain."""
-    if image.background is None:
-        return image.rgb
-    share = 1.0 - image.alpha[..., None]
-    return (image.rgb + share * (background - image.background)).clamp(0, 1)
 
 
 def verdict_document(inspection: Inspection, loaded: LoadedReference, version: str) -> dict[str, Any]:

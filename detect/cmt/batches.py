@@ -10,11 +10,12 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from detect.cmt.alignment import Pairs, join_pairs
 from detect.cmt.encoder import CELL_PX
+from detect.cmt.found_mask import bounds_on_white
 from prepare.shape_pairs import ShapePairs
 
 
@@ -40,6 +41,9 @@ class Drawing:
     view_pairs: int = 0  # pairs of views of each group that are aligned by ground truth
     photo_pairs: int = 0  # views that each photo is aligned with by ground truth
     points: int = 64  # of each such pair
+    found_masks: float = (
+        0.0  # share of the photos whose mask is found in the photo as at inspection, not the true one
+    )
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,13 @@ def _load(pack: ShapePairs, group: Group, drawing: Drawing, rng: np.random.Gener
     else:
         aiding, aiding_share, aiding_xyz = view_pictures[:0], view_share[:0], view_xyz[:0]
 
+    seen_share = share
+    if drawing.found_masks > 0:
+        seen_share = share.copy()
+        for number in np.flatnonzero(rng.random(len(photos)) < drawing.found_masks):
+            aid = aiding_share[aided[number]] if given[number] else None
+            seen_share[number] = _found_share(pack["queries"][photos[number]], aid)
+
     pairs = []
     pairs += _view_pairs(pack, group, drawing, view_share, rng)
     for number, photo in enumerate(photos):
@@ -207,14 +218,14 @@ def _load(pack: ShapePairs, group: Group, drawing: Drawing, rng: np.random.Gener
         )
     if drawing.crop_px:
         for number in range(len(photos)):
-            pictures[number], share[number], change[number], box[number] = _cropped(
-                pictures[number], share[number], change[number], box[number], drawing.crop_px, rng
+            pictures[number], seen_share[number], change[number], box[number] = _cropped(
+                pictures[number], seen_share[number], change[number], box[number], drawing.crop_px, rng
             )
     joined = join_pairs(pairs, drawing.points)
     if flip:
         pictures, view_pictures, aiding = pictures[:, :, ::-1], view_pictures[:, :, ::-1], aiding[:, :, ::-1]
-        share, change, view_share, aiding_share = (
-            a[:, :, ::-1] for a in (share, change, view_share, aiding_share)
+        seen_share, change, view_share, aiding_share = (
+            a[:, :, ::-1] for a in (seen_share, change, view_share, aiding_share)
         )
         # The mirrored shape through the mirrored camera gives the mirrored picture: its points have -x.
         mirror = np.array([-1, 1, 1], dtype=np.float32)
@@ -226,10 +237,20 @@ def _load(pack: ShapePairs, group: Group, drawing: Drawing, rng: np.random.Gener
         return np.ascontiguousarray(array.reshape(len(array), cells, *array.shape[3:]))
 
     return _Part(
-        np.ascontiguousarray(pictures), flat(share), np.ascontiguousarray(view_pictures), flat(view_share),
+        np.ascontiguousarray(pictures), flat(seen_share), np.ascontiguousarray(view_pictures), flat(view_share),
         flat(view_xyz), np.ascontiguousarray(aiding), flat(aiding_share), flat(aiding_xyz), aided, box, flat(change),
         joined,
     )  # fmt: skip
+
+
+def _found_share(
+    picture: UInt8[np.ndarray, "px px rgb=3"], aiding: Float[np.ndarray, "rows columns"] | None
+) -> Float[np.ndarray, "rows columns"]:
+    """The cells' shares of the part that the photo itself shows; see `CellBounds`."""
+    bounds = bounds_on_white(torch.from_numpy(picture.astype(np.float32) / 255))
+    columns = picture.shape[1] // CELL_PX
+    known = None if aiding is None else torch.from_numpy(np.ascontiguousarray(aiding)).flatten()
+    return bounds.share(known).reshape(-1, columns).numpy()
 
 
 def _grey(pictures: np.ndarray) -> Float[Tensor, "views rgb=3 px px"]:

@@ -34,6 +34,8 @@ class EvaluateConfig:
     """Shapes of this split."""
     aided: bool = False
     """Whether the view from the photo's own camera is given."""
+    found_masks: float = 0.0
+    """Share of the photos whose mask is found in the photo, as at inspection; of the others it is the true one."""
     views: int = 0
     """Views of each shape, spread evenly; 0: all."""
     most: int = 0
@@ -187,7 +189,7 @@ def evaluate(
         "change": torch.zeros(n, cells),
     }
     shapes = np.asarray(pack["query_shape"])[photos]
-    drawing = Drawing(aided=config.aided)
+    drawing = Drawing(aided=config.aided, found_masks=config.found_masks)
     done = 0
     for turn, shape in enumerate(np.unique(shapes)):
         if turn % world() != rank():

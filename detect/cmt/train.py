@@ -33,7 +33,7 @@ from detect.cmt.alignment import (
     pseudo_pairs,
 )
 from detect.cmt.batches import Batch, Drawing, GroupStream, load_batch
-from detect.cmt.checkpoint import save_network
+from detect.cmt.checkpoint import load_network, save_network
 from detect.cmt.encoder import start_from_imagenet
 from detect.cmt.evaluate import EvaluateConfig, evaluate
 from detect.cmt.losses import box_loss, class_loss, patch_loss
@@ -126,8 +126,12 @@ class TrainConfig:
     """Random crops of photos, as in the paper (224); 0: none, as the aiding view must lie on the photo."""
     withheld: float = 0.5
     """Share of the photos whose pose is withheld."""
+    found_masks: float = 0.5
+    """Share of the photos whose mask is found in the photo, as at inspection; of the others it is the true one."""
     imagenet: bool = False
     """Start from ImageNet's weights (preset `paper` alone)."""
+    start: str = ""
+    """File of a network of the same configuration whose weights are the first; empty: random ones."""
     check_every: int = 500
     """Steps between looks at the held-out shapes and saves of the state."""
     check_photos: int = 400
@@ -175,7 +179,7 @@ def paper_config(photos: int = 32, steps: int = 86_000) -> TrainConfig:
         model=preset("paper"), steps=steps, groups=photos, photos=1, views=10, rate=2e-5, warmup=0, schedule="steps",
         betas=(0.0, 0.999), weight_decay=0.0, clip=0.0, align=1.0, photo_truth=False, pseudo_after=0, confidence=-1.0,
         paper_alignment=True, separate_steps=True, patch_weight=0.0, box_weight=1.0, use_average=False, jitter=0.2,
-        crop_px=224, withheld=1.0, check_every=4300,
+        crop_px=224, withheld=1.0, found_masks=0.0, check_every=4300,
     )  # fmt: skip
 
 
@@ -237,6 +241,8 @@ class _Run:
         self.data = hashlib.sha256((pack.folder / PACK).read_bytes()).hexdigest()
         torch.manual_seed(config.seed)
         network = CMT(config.model)
+        if config.start:
+            network.load_state_dict(load_network(Path(config.start), config.model)[0].state_dict())
         if config.imagenet:
             start_from_imagenet(network.encoder)
         if config.model.norm == "batch" and device.type == "cuda" and world() > 1:
@@ -302,6 +308,7 @@ class _Run:
             crop_px=c.crop_px,
             aided=c.model.aided,
             withheld=c.withheld,
+            found_masks=c.found_masks,
             view_pairs=c.view_pairs if truth and not c.paper_alignment else 0,
             photo_pairs=2 if truth and c.photo_truth else 0,
         )
@@ -489,7 +496,12 @@ class _Run:
                 result = evaluate(
                     network,
                     self.pack,
-                    EvaluateConfig(split="val", aided=aided, most=self.config.check_photos),
+                    EvaluateConfig(
+                        split="val",
+                        aided=aided,
+                        found_masks=self.config.found_masks,
+                        most=self.config.check_photos,
+                    ),
                     self.device,
                 )
                 name = "aided" if aided else "plain"
@@ -518,8 +530,6 @@ class _Run:
 
     def chosen(self) -> CMT:
         """The network that was kept; the present one where none was yet."""
-        from detect.cmt.checkpoint import load_network
-
         if (self.out / NETWORK).exists():
             return load_network(self.out / NETWORK, self.config.model)[0].to(self.device)
         return copy.deepcopy(self.average if self.config.use_average else self.network).eval()

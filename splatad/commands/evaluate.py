@@ -112,7 +112,8 @@ def run(config: Evaluate) -> int:
     leave_cores_to_the_kernel(device)
     folder = find_reference(workspace, config.class_, config.reference)
     inspector, *others = _inspectors(folder, device, config.detector)
-    inspector.config = replace(inspector.config, refine=config.refine)
+    finder = inspector.finder
+    inspector.finder = replace(finder, config=replace(finder.config, refine=config.refine))
     besides = dict(zip(config.detector[1:], others, strict=True))
     loaded = inspector.loaded
     name = loaded.reference.name
@@ -662,7 +663,7 @@ def _report_photos(inspector: Inspector, tested: Sequence[Tested]) -> Iterator[R
     import torch
 
     from recon.rasterize import rasterize
-    from splatad.inspector import over_background
+    from splatad.finder import over_background
     from splatad.run_output import report_photo
 
     reference = inspector.loaded.reference

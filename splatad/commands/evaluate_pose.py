@@ -225,10 +225,10 @@ def _from_a_start(inspector: Inspector, photo: Photo, image: ViewImage, start: i
     from pose.pyramid import photo_pyramid
     from pose.refine_adam import SPLATPOSE, AdamConfig, refine_adam
     from pose.refine_gauss_newton import refine_levenberg
-    from splatad.inspector import over_background
+    from splatad.finder import over_background
 
     assert image.camera is not None
-    loaded, config = inspector.loaded, inspector.config
+    loaded, config = inspector.loaded, inspector.finder.config
     reference = loaded.reference
     background, pivot = reference.background, reference.volume.centre
     drawn = hashlib.sha256(f"{seed}:{photo.name}:{start}".encode()).digest()

@@ -119,7 +119,7 @@ def _posed(inspector, path: Path, name: str):
 
     from detect.verdict import no_part_verdict
     from recon.rasterize import rasterize
-    from splatad.inspector import over_background
+    from splatad.finder import over_background
     from splatad.pose_output import PosedPhoto
 
     loaded = inspector.loaded

@@ -44,6 +44,11 @@ class TrainCmt:
     """Photos of each shape in a step; else the preset's (6; 1)."""
     rate: float | None = None
     """Highest learning rate; else the preset's (1e-3; 2e-5)."""
+    start: Path | None = None
+    """Begin with the weights of this network (a .safetensors file of the same preset) instead of random ones."""
+    found_masks: float | None = None
+    """Share of the photos, 0 to 1, whose mask is found in the photo as at inspection, shadows and all; of the others it is the
+    set's. Else the preset's (0.5; 0)."""
     imagenet: bool = False
     """Start the encoder from ImageNet's weights; preset paper."""
     check_every: int | None = None
@@ -97,6 +102,7 @@ def train_config(config: TrainCmt, pack: ShapePairs) -> TrainConfig:
     from detect.cmt.model import ablation, without_reference
     from detect.cmt.train import TrainConfig, paper_config
     from prepare.errors import UsageError
+    from splatad.cmt_inputs import find_network
 
     for flag, value in (
         ("--views", config.views), ("--steps", config.steps), ("--groups", config.groups), ("--photos", config.photos),
@@ -104,6 +110,10 @@ def train_config(config: TrainCmt, pack: ShapePairs) -> TrainConfig:
     ):  # fmt: skip
         if value is not None and not (value > 0 if flag == "--rate" else value >= 1):
             raise UsageError(f"{flag} {value}: must be {'above 0' if flag == '--rate' else '1 or more'}")
+    if config.found_masks is not None and not 0 <= config.found_masks <= 1:
+        raise UsageError(f"--found-masks {config.found_masks}: a share of the photos, from 0 to 1")
+    if config.start is not None and config.imagenet:
+        raise UsageError("--start, --imagenet: one of them")
     if config.k is not None and (config.k < 0 or config.ablation in ("A", "C", "query-only")):
         raise UsageError(
             f"--k {config.k}: 0 or more, and not with an ablation that has none (A, C, query-only)"
@@ -123,7 +133,7 @@ def train_config(config: TrainCmt, pack: ShapePairs) -> TrainConfig:
         model = replace(model, aided=False)
     given: dict[str, Any] = {
         "steps": config.steps, "views": config.views, "groups": config.groups, "photos": config.photos,
-        "rate": config.rate, "check_every": config.check_every,
+        "rate": config.rate, "check_every": config.check_every, "found_masks": config.found_masks,
     }  # fmt: skip
     return replace(
         start,
@@ -131,6 +141,7 @@ def train_config(config: TrainCmt, pack: ShapePairs) -> TrainConfig:
         align=align,
         crop_px=start.crop_px * pack.px // 256,
         imagenet=config.imagenet,
+        start="" if config.start is None else str(find_network(config.start).resolve()),
         seed=config.seed,
         precision=config.precision,
         **{name: value for name, value in given.items() if value is not None},

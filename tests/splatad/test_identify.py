@@ -202,7 +202,7 @@ def test_a_guessed_focal_length_is_refined_when_references_are_compared_too(toy,
         views = module._rough_views(inspector, image, lens)[:1]
         assert module._small_evidence(inspector, image, lens, views) > 0.5
         assert set(used) == {guessed}
-        assert inspector.config_for(lens).levenberg.focal == guessed
+        assert inspector.finder.config_for(lens).levenberg.focal == guessed
         used.clear()
 
 

@@ -11,7 +11,8 @@ from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.image import write_image
 from recon.rasterize import rasterize
-from splatad.inspector import Inspector, over_background, verdict_document
+from splatad.finder import over_background
+from splatad.inspector import Inspector, verdict_document
 from splatad.lens import reference_lens
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
