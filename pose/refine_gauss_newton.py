@@ -54,6 +54,10 @@ class LevenbergConfig:
     """Solve for a gain and a bias per colour channel along with the camera."""
     focal: bool = False
     """Solve for the focal length too: for photos through a lens that is not known."""
+    focal_guess: float = 0.0
+    """With `focal`: focal length over width that `focal_pull` pulls to; 0: it is free."""
+    focal_pull: float = 0.0005
+    """Weight of the squared logarithm of focal length over guess, as a share of the part's pixels."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ class _Problem:
         self.target = level.target
         self.background, self.pivot, self.options = background, pivot, options
         self.focal = config.focal
+        self.focal_guess = config.focal_guess if config.focal else 0.0
+        self.focal_pull = config.focal_pull
         self.pose_unknowns = 7 if config.focal else 6
         self.unknowns = self.pose_unknowns + (6 if config.exposure else 0)
         self.memory = JacobianMemory()
@@ -146,6 +152,10 @@ class _Problem:
             exposure = Exposure((gain[0], gain[1], gain[2]), (bias[0], bias[1], bias[2]))
         return after, exposure
 
+    def zoom(self, camera: Camera) -> float:
+        """Logarithm of the camera's focal length over the guess; 0 without one."""
+        return math.log(camera.fl_x / camera.width / self.focal_guess) if self.focal_guess else 0.0
+
     def motion_px(self, camera: Camera, step: Vector) -> float:
         """About how far `step` moves the image of the part's outer points, px."""
         distance = max(float(np.linalg.norm((camera.centre - self.pivot).numpy())), 1e-9)
@@ -170,12 +180,13 @@ def _drive(
     n, pose = problem.unknowns, problem.pose_unknowns
     pull = exposure_prior(state)  # as it was at first: one cost throughout
 
-    def cost_of(state: NormalEquations, exposure: Exposure) -> float:
-        if n == pose:
-            return state.cost
-        return state.cost + 0.5 * float(pull @ _away(exposure) ** 2)
+    focal_pull = problem.focal_pull * max(state.part_weight, 1e-9) if problem.focal_guess else 0.0
 
-    cost = cost_of(state, exposure)
+    def cost_of(state: NormalEquations, camera: Camera, exposure: Exposure) -> float:
+        cost = state.cost + 0.5 * focal_pull * problem.zoom(camera) ** 2
+        return cost if n == pose else cost + 0.5 * float(pull @ _away(exposure) ** 2)
+
+    cost = cost_of(state, camera, exposure)
     damping, stretch = 1e-3, 1.0
     before: Vector | None = None  # the last accepted step in the metric of the normal matrix
     used = 0
@@ -185,6 +196,9 @@ def _drive(
         if n > pose:
             hessian[range(pose, n), range(pose, n)] += pull
             gradient[pose:] += pull * _away(exposure)
+        if focal_pull:
+            hessian[6, 6] += focal_pull
+            gradient[6] += focal_pull * problem.zoom(camera)
         diagonal = hessian.diagonal()
         scale = np.maximum(diagonal, 1e-9 * diagonal[:pose].max() + 1e-12)
         scale[pose:] *= 1e-2  # the residual is linear in the exposure: it needs no damping to speak of
@@ -202,7 +216,7 @@ def _drive(
         reuse = problem.from_linearised + motion < STALE_PX
         trial_camera, trial_exposure = problem.moved(camera, exposure, step)
         trial = problem.at(trial_camera, trial_exposure, robustness, reuse=reuse)
-        trial_cost = cost_of(trial, trial_exposure)
+        trial_cost = cost_of(trial, trial_camera, trial_exposure)
         if trial_cost < cost:
             camera, exposure, state, cost, before = trial_camera, trial_exposure, trial, trial_cost, along
             problem.from_linearised = problem.from_linearised + motion if reuse else 0.0

@@ -15,7 +15,7 @@ import torch
 
 from prepare.errors import InputError, UsageError
 from prepare.image import list_images
-from splatad.cmt_inputs import network_device, open_predictor
+from splatad.cmt_inputs import open_predictor
 from splatad.cmt_inspector import ShapeInspector, limit_note
 from splatad.cmt_output import MAP_RANGE, shape_report_photo, shape_row, write_shape_photo
 from splatad.cmt_reference import ShapeReference, is_mesh, reference_of_mesh, reference_of_splats
@@ -46,10 +46,8 @@ def detect_shapes(config: Detect) -> int:
         raise UsageError(f"--class: one shape with --detector cmt, got {', '.join(names)}")
     workspace = open_workspace(config.workspace)
     paths = list(dict.fromkeys(path for given in config.query for path in list_images(given)))
-    mesh = config.reference is not None and is_mesh(config.reference)
-    device = network_device(config.device) if mesh else choose_device(config.device)
-    if not mesh:
-        leave_cores_to_the_kernel(device)  # it finds the camera
+    device = choose_device(config.device)
+    leave_cores_to_the_kernel(device)  # it finds the camera
     file, predictor = open_predictor(config.network, device)
     if not predictor.network.config.reference:
         raise InputError(
@@ -120,7 +118,7 @@ def _reference(
 ) -> ShapeReference:
     features = workspace.root / "features"
     if config.reference is not None and is_mesh(config.reference):
-        return reference_of_mesh(config.reference, config.up, predictor, file, features)
+        return reference_of_mesh(config.reference, config.up, predictor, file, features, config.lens)
     if config.reference is not None and not config.reference.is_dir():
         raise InputError(
             f"{config.reference}: no mesh file (.stl, .obj, .ply, .glb) and no reference folder; give one of them"

@@ -14,19 +14,21 @@ from torch import Tensor
 
 from detect.calibrate import Calibration, calibrate
 from detect.cmt.predict import Photo, Prediction, Predictor, frame_photo
-from detect.cmt.reference import ReferenceViews, views_of_splats
+from detect.cmt.reference import ReferenceViews
 from detect.verdict import Verdict, no_part_verdict
 from pose.locate import BeliefLimits, Located
 from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.foreground import without_shadow
 from prepare.image import read_image
-from prepare.scene import load_query_image
+from prepare.scene import ViewImage, load_query_image
 from splatad.cmt_reference import ShapeReference
-from splatad.inspector import over_background
+from splatad.finder import over_background
 
 LONGEST_PX = 1024  # of a photo: the network's own pictures are smaller
 LEAST_AREA = 0.8  # under the ROC of held-out shapes: below it a score is no ground for a verdict
+VOTED = 3  # sides that the matches vote for, from which the camera is sought too
+DARK_GROUND = 0.4  # of its darkest channel: no shadow is told from it
 BETTER_WITH_CAMERA = (
     "give splats of the part (`splatad prepare mesh`, then `splatad fit`), which find the photo's camera, or photos of "
     "good parts (--good)"
@@ -46,7 +48,7 @@ class ShapeInspection:
     photo: Float[Tensor, "height width rgb=3"]  # on white where its ground is plain
     framed: Photo | None  # as the network saw it; None where it was not asked
     prediction: Prediction | None
-    located: Located | None  # with a reference of splats
+    located: Located | None  # where the camera was sought
     aiding: ReferenceViews | None  # the reference from the photo's own camera, where it is believed
     seconds: Mapping[str, float]  # by stage
 
@@ -66,7 +68,7 @@ class ShapeInspector:
     @property
     def usual_way(self) -> Literal["plain", "aided"]:
         """How photos are compared unless their camera cannot be found."""
-        aided = self.reference.splats is not None and self.predictor.network.config.aided
+        aided = self.reference.finder is not None
         return "aided" if aided else "plain"
 
     def calibrate(
@@ -102,56 +104,60 @@ class ShapeInspector:
         Raises: InputError for a file that is no readable photo.
         """
         began = time.perf_counter()
-        splats = self.reference.splats
-        lens = None if splats is None else splats.lens(path)
-        if splats is None:
+        finder = self.reference.finder
+        lens = None if finder is None else finder.lens(path)
+        if lens is None or self.reference.read is None:
             image = load_query_image(path, longest_px=LONGEST_PX)
         else:
-            image = splats.read(path, lens)
+            image = self.reference.read(path, lens)
         seconds = {"read": time.perf_counter() - began}
-        white = over_background(image, torch.ones(3))
-        if image.background is not None and not has_alpha(path):
-            # Shadows are no part of the photos' masks that the network learned from.
-            image = replace(image, alpha=without_shadow(white, image.alpha))
-        limits = BeliefLimits() if splats is None else splats.loaded.calibration.belief
+        shadowed = image.background is not None and not has_alpha(path)
+        white = on_white(image) if shadowed else over_background(image, torch.ones(3))
+        limits = BeliefLimits() if finder is None else finder.belief
 
         def cannot_tell(verdict: Verdict, located: Located | None = None) -> ShapeInspection:
-            return ShapeInspection(path.name, verdict, white, None, None, located, None, seconds)
+            return ShapeInspection(path.name, verdict, white.clamp(0, 1), None, None, located, None, seconds)
 
         if image.background is None and not bool((image.alpha < 0.5).any()):
             return cannot_tell(Verdict("CANNOT TELL", (CLUTTERED,)))
         if float(image.alpha.mean()) < limits.least_part_share:
             return cannot_tell(no_part_verdict(limits.least_part_share))
+        began = time.perf_counter()
+        network = self.predictor.network.config
+        framed = frame_photo(white, image.alpha, network.px, near=True, shadowed=shadowed)
         located: Located | None = None
+        aiding: ReferenceViews | None = None
         notes: tuple[str, ...] = ()
-        if splats is not None and self.predictor.network.config.aided:
-            located = splats.locate(image, lens)
+        if finder is not None:
+            sides = self.predictor.nearest_sides(framed, self.reference.encoded, VOTED)
+            seconds["votes"] = time.perf_counter() - began
+            if shadowed:  # shadows are no part of the outline
+                image = replace(image, alpha=without_shadow(white, image.alpha))
+            towards = [self.reference.out_of_network(side) for side in sides]
+            located = finder.locate(image, lens, towards)
             if located is None:
                 return cannot_tell(no_part_verdict(limits.least_part_share))
             seconds |= located.seconds
-        began = time.perf_counter()
-        framed = frame_photo(white, image.alpha, self.predictor.network.config.px, near=True)
-        aiding: ReferenceViews | None = None
-        if located is not None:
+            began = time.perf_counter()
             aiding, notes = self._aiding(located, framed)
         limit = None if self.calibration is None else self.calibration.threshold
         prediction = self.predictor.predict([framed], self.reference.encoded, [aiding], limit)[0]
         seconds["compare"] = time.perf_counter() - began
         verdict = self._verdict(prediction, "plain" if aiding is None else "aided", notes)
-        return ShapeInspection(path.name, verdict, white, framed, prediction, located, aiding, seconds)
+        return ShapeInspection(
+            path.name, verdict, white.clamp(0, 1), framed, prediction, located, aiding, seconds
+        )
 
     def _aiding(self, located: Located, framed: Photo) -> tuple[ReferenceViews | None, tuple[str, ...]]:
-        """The splats from the photo's own camera, in its square frame; else why not."""
-        splats, frame = self.reference.splats, self.reference.frame
-        assert splats is not None
-        assert frame is not None
+        """The part from the photo's own camera, in its square frame; else why not."""
+        reference = self.reference
+        assert reference.aiding is not None
         if not located.believed:
             why = located.reasons[0] if located.reasons else "it is not believed"
             return None, (f"compared without the photo's camera: {why}",)
-        camera = frame.into_network(in_frame(located.camera, framed, self.predictor.network.config.px))
+        camera = reference.into_network(in_frame(located.camera, framed, self.predictor.network.config.px))
         try:
-            gaussians = splats.loaded.reference.gaussians
-            return views_of_splats(gaussians, [camera], frame), ()
+            return reference.aiding(camera), ()
         except InputError as error:
             return None, (f"compared without the photo's camera: {error}",)
 
@@ -189,6 +195,17 @@ class ShapeInspector:
             f"part (false-alarm rate {self.calibration.false_alarm_rate:.1%})"
         )
         return Verdict("NG" if score > limit else "OK", (said, *notes))
+
+
+def on_white(image: ViewImage) -> Float[Tensor, "height width rgb=3"]:
+    """A photo on plain ground as if that were white: a shadow keeps its share of the ground's light.
+
+    Dark ground shows no shadows and is exchanged. What is lighter than the ground gets values above 1.
+    """
+    assert image.background is not None
+    if float(image.background.min()) < DARK_GROUND:
+        return over_background(image, torch.ones(3))
+    return image.rgb / image.background
 
 
 def has_alpha(path: Path) -> bool:

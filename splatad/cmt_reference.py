@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from detect.cmt.encoded import load_encoded, save_encoded
 from detect.cmt.model import Cells
 from detect.cmt.predict import EncodedReference, Predictor
-from detect.cmt.reference import PartFrame, ReferenceViews, part_frame, views_of_mesh, views_of_splats
+from detect.cmt.reference import MeshViewer, PartFrame, ReferenceViews, part_frame, views_of_splats
 from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.generate.chairs import ChairSettings, view_cameras
 from prepare.mesh import MESH_SUFFIXES, Axis, load_mesh
+from prepare.scene import ViewImage
+from splatad.finder import Finder
 from splatad.inspector import Inspector
+from splatad.lens import LensMode, QueryLens
+from splatad.mesh_finder import finder_of_mesh
 from splatad.reference_dir import SPLATS
 
 VIEWS = 20  # of a part, as `generate chairs` makes them
@@ -40,8 +46,18 @@ class ShapeReference:
     elevations_deg: tuple[float, ...]
     kept: bool  # whether it was found in the workspace, not made
     notes: tuple[str, ...] = ()  # what is to be said of the part's file
-    splats: Inspector | None = None  # finds cameras, where the reference is splats
-    frame: PartFrame | None = None  # of the splats
+    finder: Finder | None = None  # of photos' cameras; None where the network makes no use of them
+    read: Callable[[Path, QueryLens], ViewImage] | None = None  # a photo as `finder` takes it
+    frame: PartFrame | None = None  # of the finder's world in the network's; None: they are one
+    aiding: Callable[[Camera], ReferenceViews] | None = None  # the part from a camera of the network's world
+
+    def into_network(self, camera: Camera) -> Camera:
+        """A camera of the finder's world in the network's."""
+        return camera if self.frame is None else self.frame.into_network(camera)
+
+    def out_of_network(self, direction: Float[Tensor, "xyz=3"]) -> Float[Tensor, "xyz=3"]:
+        """A direction of the network's world in the finder's."""
+        return direction if self.frame is None else self.frame.turn.T @ direction
 
 
 def is_mesh(path: Path) -> bool:
@@ -50,26 +66,34 @@ def is_mesh(path: Path) -> bool:
 
 
 def reference_of_mesh(
-    path: Path, up: Literal["auto", "y", "z"], predictor: Predictor, network: Path, features: Path
+    path: Path,
+    up: Literal["auto", "y", "z"],
+    predictor: Predictor,
+    network: Path,
+    features: Path,
+    lens_mode: LensMode = "auto",
 ) -> ShapeReference:
     """Views of the mesh in `path`, kept in the folder `features`; "auto" is the axis usual for the kind of file.
+
+    Cameras of photos are found by splats laid on the mesh (`finder_of_mesh`).
 
     Raises: MissingPartError without trimesh or a renderer; InputError as `load_mesh`, `check_views`.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such mesh; give a .stl, .obj, .ply or .glb file, or a reference folder")
+    file = load_mesh(path)
+    axis: Axis = file.up if up == "auto" else up
+    viewer = MeshViewer(file.mesh, part_frame(torch.from_numpy(file.mesh.vertices), axis))
     # A .gltf is a list of other files: its own bytes do not tell the shape.
-    content = load_mesh(path).mesh.digest() if path.suffix.lower() == ".gltf" else _digest(path)
+    content = file.mesh.digest() if path.suffix.lower() == ".gltf" else _digest(path)
     key = _key(content, path.suffix.lower(), up, predictor, network)
-
-    def make() -> ReferenceViews:
-        file = load_mesh(path)
-        axis: Axis = file.up if up == "auto" else up
-        frame = part_frame(torch.from_numpy(file.mesh.vertices), axis)
-        return views_of_mesh(file.mesh, _cameras(predictor), frame)
-
-    encoded, kept = _kept_or_made(features, key, predictor, make)
-    return _with_angles(path.name, encoded, kept, predictor)
+    cameras = _cameras(predictor)
+    encoded, kept = _kept_or_made(features, key, predictor, lambda: viewer.views(cameras))
+    found = replace(_with_angles(path.name, encoded, kept, predictor), notes=file.notes)
+    if not predictor.network.config.aided:
+        return found
+    finder = finder_of_mesh(path.name, viewer, cameras, lens_mode, predictor.device)
+    return replace(found, finder=finder, read=finder.decode, aiding=lambda camera: viewer.views([camera]))
 
 
 def reference_of_splats(
@@ -93,7 +117,15 @@ def reference_of_splats(
         features, key, predictor, lambda: views_of_splats(gaussians, _cameras(predictor), frame)
     )
     found = _with_angles(inspector.loaded.reference.name, encoded, kept, predictor)
-    return replace(found, splats=inspector, frame=frame)
+    if not predictor.network.config.aided:
+        return found
+    return replace(
+        found,
+        finder=inspector.finder,
+        read=inspector.read,
+        frame=frame,
+        aiding=lambda camera: views_of_splats(gaussians, [camera], frame),
+    )
 
 
 def _cameras(predictor: Predictor) -> list[Camera]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jaxtyping import Float
@@ -29,7 +29,7 @@ class Finder:
     index: PoseIndex
     belief: BeliefLimits
     landmarks: Landmarks | None = None  # local features that give rough cameras too
-    config: LocateConfig = LocateConfig()
+    config: LocateConfig = field(default_factory=LocateConfig)
     lens_mode: LensMode = "auto"
 
     def lens(self, path: Path) -> QueryLens:
@@ -59,7 +59,10 @@ class Finder:
         """How to seek the camera of a photo through `lens`: its focal length is solved along where it is a guess."""
         if lens is None or not lens.fit_focal:
             return self.config
-        return replace(self.config, levenberg=replace(self.config.levenberg, focal=True))
+        # Outlines alone hardly tell a long lens from a near camera.
+        guess = lens.camera.fl_x / lens.camera.width if self.reference.shape_only else 0.0
+        levenberg = replace(self.config.levenberg, focal=True, focal_guess=guess)
+        return replace(self.config, levenberg=levenberg)
 
     def locate(
         self,

@@ -204,7 +204,7 @@ def _load(pack: ShapePairs, group: Group, drawing: Drawing, rng: np.random.Gener
     seen_share = share
     if drawing.found_masks > 0:
         seen_share = share.copy()
-        for number in np.flatnonzero(rng.random(len(photos)) < drawing.found_masks):
+        for number in np.flatnonzero(rng.random(len(photos)) < drawing.found_masks).tolist():
             aid = aiding_share[aided[number]] if given[number] else None
             seen_share[number] = _found_share(pack["queries"][photos[number]], aid)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from detect.cmt.checkpoint import load_network
 from detect.cmt.encoder import CELL_PX
+from detect.cmt.found_mask import CellBounds, bounds_on_white
 from detect.cmt.model import CMT, EMPTY_LOGIT, Cells, Matches, ModelConfig
 from detect.cmt.reference import ReferenceViews, check_views
 from prepare.errors import InputError
@@ -36,13 +37,14 @@ class Photo:
     """A photo as the network sees it, and where its frame lies in the original."""
 
     picture: Float[Tensor, "rgb=3 px px"]  # in [-1, 1] on white
-    share: Float[Tensor, "cells"]
+    share: Float[Tensor, "cells"]  # of each cell that the part covers, [0, 1]
     height: int  # of the original, px
     width: int  # px
     side: int  # of the square frame, px of the original's scale
     top: int  # px of the original's scale: white above its first row; negative: rows cut off
     left: int
     scale: float  # original px per px
+    bounds: CellBounds | None = None  # of `share`, where shadows leave it open; None: it is known
 
 
 @dataclass(frozen=True)
@@ -85,25 +87,28 @@ def frame_photo(
     alpha: Float[Tensor, "height width"] | None,
     px: int,
     near: bool = False,
+    shadowed: bool = False,
 ) -> Photo:
     """`rgb` in [0, 1] on white, made square by white at its sides and resampled to `px`; the part's shape is kept.
 
-    Without alpha the part is what differs from a white ground, less its soft shadow. With `near` a part that is small in
-    the frame (less than half of it) is brought near: the photos that the network learns from are filled by theirs.
+    Without alpha the part is what differs from a white ground, which is then `shadowed`: what `alpha` holds may be shadow
+    too, and the cells' shares are known between bounds alone. With `near` a part that is small in the frame (less than half
+    of it) is brought near: the photos that the network learns from are filled by theirs.
 
     Raises: InputError where nothing of the part is left.
     """
     height, width = rgb.shape[:2]
     if alpha is None:
-        alpha = without_shadow(rgb, ((1 - rgb).amax(dim=-1) > _WHITE).to(rgb.dtype))
+        alpha, shadowed = ((1 - rgb).amax(dim=-1) > _WHITE).to(rgb.dtype), True
     if not bool((alpha > 0).any()):
         raise InputError(_EMPTY)
+    solid = without_shadow(rgb, alpha) if near and shadowed else alpha
     side = max(height, width)
     white = torch.where(alpha[..., None] > 0, rgb, 1.0)
     top, left = (side - height) // 2, (side - width) // 2
     if near:
-        rows = (alpha > 0.5).any(dim=1).nonzero()[:, 0].tolist() or [0, height - 1]
-        columns = (alpha > 0.5).any(dim=0).nonzero()[:, 0].tolist() or [0, width - 1]
+        rows = (solid > 0.5).any(dim=1).nonzero()[:, 0].tolist() or [0, height - 1]
+        columns = (solid > 0.5).any(dim=0).nonzero()[:, 0].tolist() or [0, width - 1]
         longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
         if longest < _SMALL * side:
             side = round(longest / _FILLED)
@@ -114,11 +119,13 @@ def frame_photo(
     if side != px:
         square = F.interpolate(square, size=(px, px), mode="bilinear", align_corners=False, antialias=True)
         cover = F.interpolate(cover, size=(px, px), mode="bilinear", align_corners=False, antialias=True)
-    share = F.avg_pool2d(cover, CELL_PX)[0, 0]
+    bounds = bounds_on_white(square[0].permute(1, 2, 0)) if shadowed else None
+    share = F.avg_pool2d(cover, CELL_PX).flatten() if bounds is None else bounds.share(None)
     share = torch.where(share > 0.5 / 255, share, 0.0)
     if not bool((share > 0).any()):
         raise InputError(_EMPTY)
-    return Photo(square[0].clamp(0, 1) * 2 - 1, share.flatten(), height, width, side, top, left, side / px)
+    picture = square[0].clamp(0, 1) * 2 - 1
+    return Photo(picture, share, height, width, side, top, left, side / px, bounds)
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,21 @@ class Predictor:
             for number, photo in enumerate(photos)
         ]
 
+    @torch.no_grad()
+    def nearest_sides(
+        self, photo: Photo, reference: EncodedReference, most: int
+    ) -> list[Float[Tensor, "xyz=3"]]:
+        """Directions (network's world, unit) from the part to the cameras of the `most` views nearest to the photo's, by votes
+        of its matches, likeliest first."""
+        own = self.network.encode(photo.picture[None].to(self.device), photo.share[None].to(self.device))
+        view_of = torch.arange(len(reference.views.pictures), device=self.device)[None]
+        votes = self.network.compare(own, reference.cells, view_of, None).disagreement
+        if votes is None:
+            return []
+        poses = reference.views.world_to_cam
+        order = votes[0].argsort(stable=True)[:most].tolist()
+        return [F.normalize(-(poses[i, :3, :3].T @ poses[i, :3, 3]), dim=0) for i in order]
+
     def _encoded(self, views: ReferenceViews) -> Cells:
         cells = None
         for number in range(len(views.pictures)):
@@ -216,14 +238,16 @@ class Predictor:
         threshold: float | None,
     ) -> Prediction:
         number = len(reference.views.pictures)
-        cells, aided = reference.cells, None
+        cells, aided, share = reference.cells, None, photo.share
         if aiding is not None:
             if not self.network.config.aided:
                 raise InputError("network: trained without aiding views; predict without the pose")
             check_views(aiding, "aiding view")
             cells = cells.joined(self._encoded(aiding))
             aided = torch.tensor([number], device=self.device)
-        own = self.network.encode(photo.picture[None].to(self.device), photo.share[None].to(self.device))
+            if photo.bounds is not None:
+                share = photo.bounds.share(aiding.share[0])
+        own = self.network.encode(photo.picture[None].to(self.device), share[None].to(self.device))
         view_of = torch.arange(number, device=self.device)[None]
         out = self.network.compare(own, cells, view_of, aided)
         columns = self.network.config.columns

@@ -176,40 +176,40 @@ def _pooled(fine: Float[Tensor, "rows columns channels"]) -> Float[Tensor, "heig
     return F.avg_pool2d(fine.permute(2, 0, 1)[None], FINE)[0].permute(1, 2, 0)
 
 
-def views_of_mesh(
-    mesh: Mesh,
-    cameras: Sequence[Camera],
-    frame: PartFrame,
-    shading: Shading = "grey",
-    renderer: RendererName = "auto",
-) -> ReferenceViews:
-    """The same of a mesh.
+class MeshViewer:
+    """Takes the same pictures of a mesh, any number of times."""
 
-    Raises: MissingPartError without a renderer; InputError as `check_views`.
-    """
-    to_network = np.eye(4)
-    to_network[:3, :3] = frame.turn.numpy() / frame.radius
-    to_network[:3, 3] = -to_network[:3, :3] @ frame.centre.numpy()
-    mesh = mesh.transformed(to_network)
-    if shading == "grey":
-        mesh = replace(
-            mesh,
-            corner_colours=np.full_like(mesh.corner_colours, GREY),
-            face_texture=np.full_like(mesh.face_texture, -1),
-            textures=(),
-            coloured=False,
-        )
-    painter = MeshPainter(mesh, surface_finder(mesh, renderer), _UP.numpy())
-    pictures, shares, points = [], [], []
-    for camera in cameras:
-        seen = painter.photograph(camera)
-        alpha, depth = torch.from_numpy(seen.alpha).double(), torch.from_numpy(seen.depth).double()
-        rgb = torch.from_numpy(seen.rgb).double() * alpha[..., None] + 1 - alpha[..., None]
-        share, xyz = cells_of(alpha, depth, camera)
-        pictures.append((rgb.clamp(0, 1) * 255).round().to(torch.uint8))
-        shares.append(share)
-        points.append(xyz)
-    return _stacked(pictures, shares, points, cameras, "reference of a mesh")
+    def __init__(
+        self, mesh: Mesh, frame: PartFrame, shading: Shading = "grey", renderer: RendererName = "auto"
+    ) -> None:
+        """`frame` says where the mesh lies in the network's world. Raises: MissingPartError without a renderer."""
+        to_network = np.eye(4)
+        to_network[:3, :3] = frame.turn.numpy() / frame.radius
+        to_network[:3, 3] = -to_network[:3, :3] @ frame.centre.numpy()
+        mesh = mesh.transformed(to_network)
+        if shading == "grey":
+            mesh = replace(
+                mesh,
+                corner_colours=np.full_like(mesh.corner_colours, GREY),
+                face_texture=np.full_like(mesh.face_texture, -1),
+                textures=(),
+                coloured=False,
+            )
+        self.mesh = mesh  # in the network's world
+        self.painter = MeshPainter(mesh, surface_finder(mesh, renderer), _UP.numpy())
+
+    def views(self, cameras: Sequence[Camera]) -> ReferenceViews:
+        """Pictures from cameras of the network's world. Raises: InputError as `check_views`."""
+        pictures, shares, points = [], [], []
+        for camera in cameras:
+            seen = self.painter.photograph(camera)
+            alpha, depth = torch.from_numpy(seen.alpha).double(), torch.from_numpy(seen.depth).double()
+            rgb = torch.from_numpy(seen.rgb).double() * alpha[..., None] + 1 - alpha[..., None]
+            share, xyz = cells_of(alpha, depth, camera)
+            pictures.append((rgb.clamp(0, 1) * 255).round().to(torch.uint8))
+            shares.append(share)
+            points.append(xyz)
+        return _stacked(pictures, shares, points, cameras, "reference of a mesh")
 
 
 def views_of_pack(pack: ShapePairs, shape: int, views: Sequence[int] | None = None) -> ReferenceViews:
