@@ -204,9 +204,11 @@ def _load(pack: ShapePairs, group: Group, drawing: Drawing, rng: np.random.Gener
     seen_share = share
     if drawing.found_masks > 0:
         seen_share = share.copy()
-        for number in np.flatnonzero(rng.random(len(photos)) < drawing.found_masks).tolist():
-            aid = aiding_share[aided[number]] if given[number] else None
-            seen_share[number] = _found_share(pack["queries"][photos[number]], aid)
+        for number, photo in enumerate(photos):
+            # Drawn for the photo alone, so that an evaluation does not hang on how photos are put together.
+            if np.random.default_rng((3, group.number, photo)).random() < drawing.found_masks:
+                aid = aiding_share[aided[number]] if given[number] else None
+                seen_share[number] = _found_share(pack["queries"][photo], aid)
 
     pairs = []
     pairs += _view_pairs(pack, group, drawing, view_share, rng)

@@ -32,6 +32,8 @@ class EvaluateCmt:
     """The .safetensors file of a network, or the folder of its training; the one shipped with the package if not given."""
     split: Literal["train", "val", "test"] = "test"
     """Shapes of this split."""
+    masks: Literal["given", "found"] = "given"
+    """The part in the photos: the set's masks, or what each photo on white itself shows, shadows and all, as at inspection."""
     views: int = 0
     """Reference views of each shape, spread evenly; 0: all."""
     most: int = 0
@@ -99,6 +101,7 @@ def run(config: EvaluateCmt) -> int:
         asked = EvaluateConfig(
             split=config.split,
             aided=way == "aided",
+            found_masks=1.0 if config.masks == "found" else 0.0,
             views=config.views,
             most=config.most,
             threshold=thresholds[way],
@@ -106,13 +109,13 @@ def run(config: EvaluateCmt) -> int:
         with terminal.bar(f"comparing, {way}", min(photos, config.most or photos)) as bar:
             found[way] = evaluate(network, pack, asked, device, lambda done, total: bar.to(done, total=total))
 
-    _print_tables(terminal, f"{name}, split {config.split}", pack, found, thresholds)
+    _print_tables(terminal, f"{name}, split {config.split}, masks {config.masks}", pack, found, thresholds)
     document = {
         "format": "splatad-cmt-evaluation",
         "version": 1,
         "data": {
             "name": name, "folder": str(pack.folder.resolve()), "split": config.split, "shapes": len(pack.splits[config.split]),
-            "views": min(config.views or pack.view_count, pack.view_count), "most": config.most,
+            "masks": config.masks, "views": min(config.views or pack.view_count, pack.view_count), "most": config.most,
             "source": {k: v for k, v in pack.source.items() if isinstance(v, str | int | float | bool)},
         },
         "network": {

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from detect.metrics import rotation_error_deg
-from pose.locate import BeliefLimits, LocateConfig, _Judge, _turned, locate
+from pose.locate import BeliefLimits, LocateConfig, _Judge, _turned, locate, viewed_from
+from pose.se3 import turn_deg
 from recon.gaussians import Gaussians
 from recon.kernel.library import kernel_info, set_threads
 from recon.rasterize import rasterize
@@ -324,3 +325,28 @@ def test_a_turn_that_the_photo_leaves_open_altogether_is_not_believed(toy, photo
     assert result.belief == 0.0
     assert not result.believed
     assert any("uncertain" in reason for reason in result.reasons)
+
+
+def test_sides_that_others_vote_for_are_tried_where_the_small_renders_mislead(toy, monkeypatch):
+    import pose.locate as module
+
+    camera = toy.cameras(4, seed=71)[0]
+    photo = toy.photo(camera, noise_seed=7)
+    centre = toy.reference.volume.centre
+    towards = torch.nn.functional.normalize(camera.centre - centre, dim=0)
+    assert len(viewed_from(toy.loaded.index, centre, [towards, towards, -towards])) == 2
+    coarse = module.coarse_cameras
+
+    def misled(index, difference, alpha, lens, *, most, sides=()):
+        """Nothing but what is asked for by side, and a camera behind the part."""
+        found = coarse(index, difference, alpha, lens, most=most, sides=sides)
+        wanted = index.world_to_cam[list(sides)]
+        near = [h for h in found if any(turn_deg(h.camera.world_to_cam, pose) < 30 for pose in wanted)]
+        behind = max(found, key=lambda h: turn_deg(h.camera.world_to_cam, camera.world_to_cam))
+        return (*near, behind)
+
+    monkeypatch.setattr(module, "coarse_cameras", misled)
+    without, with_sides = found(toy, photo), found(toy, photo, towards=[towards])
+    assert not without.believed
+    assert with_sides.believed
+    assert rotation_error_deg(with_sides.camera.world_to_cam, camera.world_to_cam) < 0.1

@@ -136,3 +136,19 @@ def test_an_unknown_focal_length_is_found_along(toy, seed):
     assert result.camera.fl_x == pytest.approx(camera.fl_x, rel=0.03)
     assert result.camera.fl_x / result.camera.fl_y == pytest.approx(camera.fl_x / camera.fl_y)
     assert abs(start.fl_x / camera.fl_x - 1.0) > 0.15  # it was off
+
+
+def test_a_guess_pulls_a_focal_length_that_the_photo_hardly_tells(toy):
+    """In the flat picture of a silhouette a longer lens looks like a nearer camera; colours tell more than the pull."""
+    camera = toy.cameras(5, seed=26)[0]
+    start = zoomed(started_off(camera, 0, turn_deg=2.0), 0.15)
+    share = start.fl_x / start.width
+    weak, strong = (
+        refined(
+            toy, toy.photo(camera), start, LevenbergConfig(focal=True, focal_guess=share, focal_pull=pull)
+        )
+        for pull in (5e-4, 1e3)
+    )
+    assert strong.camera.fl_x == pytest.approx(start.fl_x, rel=2e-3)
+    assert weak.camera.fl_x == pytest.approx(camera.fl_x, rel=0.05)
+    assert error_deg(weak, camera) < 0.5

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prepare.foreground import border_colour, foreground_alpha, without_shadow
+from prepare.foreground import border_colour, foreground_alpha, part_on_white, without_shadow
 from prepare.image import list_images, read_image
 
 _DATA = Path(os.environ.get("SPLATAD_TESTDATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -150,3 +150,49 @@ def test_a_soft_shadow_on_white_is_not_the_part_but_an_enclosed_light_spot_is():
     coloured = rgb.clone()
     coloured[28:34, 20:34, 2] -= 0.1  # paint, no shadow
     assert torch.equal(without_shadow(coloured, alpha), alpha)
+
+
+def _with_shadow():
+    """A brown part with a grey leg on white, its shadow fading away from it, and the masks of both."""
+    rgb, part, shadow = torch.ones(64, 64, 3), torch.zeros(64, 64).bool(), torch.zeros(64, 64).bool()
+    shadow[44:56, 22:60] = True
+    rgb[44:56, 22:60] = torch.linspace(0.55, 0.99, 38)[None, :, None]
+    part[10:40, 10:30] = True
+    rgb[10:40, 10:30] = torch.tensor([0.6, 0.3, 0.2])
+    leg = torch.zeros(64, 64).bool()
+    leg[40:56, 24:28] = True
+    rgb[leg] = 0.25
+    return rgb, part | leg, shadow & ~leg
+
+
+def test_bounds_of_a_part_with_a_shadow_hold_the_part_and_leave_the_shadow_open():
+    rgb, part, shadow = _with_shadow()
+    found = part_on_white(rgb)
+    assert not bool((found.surely & ~part).any())
+    assert not bool((part & ~found.possibly).any())
+    assert bool((found.surely <= found.likely).all())
+    assert bool((found.likely <= found.possibly).all())
+    assert not bool((found.surely & shadow).any())
+    assert float((found.likely & shadow).sum()) < 0.05 * float(shadow.sum())
+    dark = shadow & (rgb[..., 0] < 0.9)
+    assert bool((found.possibly & dark)[dark].all())
+    assert float(found.surely[part].float().mean()) > 0.7  # all but its rim
+    assert not bool(found.possibly[:8].any())  # white ground
+
+
+def test_a_hard_edge_ends_a_shadow_and_paint_is_none():
+    rgb, part, shadow = _with_shadow()
+    grey = rgb.clone()
+    grey[part] = 0.5  # a grey part: only its edges tell it from shadow
+    assert float(part_on_white(grey).surely[12:38, 12:28].float().mean()) == 1.0
+    painted = rgb.clone()
+    painted[shadow, 2] -= 0.1
+    assert bool(part_on_white(painted).surely[46:54, 30:50].all())
+
+
+def test_what_is_lighter_than_the_ground_is_the_part():
+    rgb = torch.ones(32, 32, 3)
+    rgb[8:24, 8:24] = 1.2
+    found = part_on_white(rgb)
+    assert bool(found.surely[9:23, 9:23].all())
+    assert not bool(found.possibly[:8].any())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import html
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +14,17 @@ import torch
 from PIL import Image
 
 from detect.cmt.predict import Predictor, frame_photo
-from prepare.camera import Camera
+from detect.cmt.reference import part_frame
+from pose.se3 import turn_deg
+from prepare.camera import Camera, look_at
 from prepare.errors import MissingPartError
 from prepare.image import write_image
+from prepare.mesh import load_mesh
+from prepare.mesh_render import MeshPainter, surface_finder
+from prepare.scene import ViewImage
 from splatad import cli, cmt_inputs
-from splatad.cmt_inspector import ShapeInspector, in_frame
-from splatad.cmt_reference import reference_of_splats
+from splatad.cmt_inspector import ShapeInspector, in_frame, on_white
+from splatad.cmt_reference import reference_of_mesh, reference_of_splats
 from splatad.inspector import Inspector
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -65,6 +72,24 @@ def picture(path, size=(120, 80)):
     rgb[30:40, 60:70] = (40, 90, 150)
     Image.fromarray(rgb).save(path)
     return path
+
+
+def stool_photo(path, stool, angle, focal=1.1, px=160):
+    """A photo of the stool on white from `angle` (radians round it) with a shadow beside it, and its camera."""
+    mesh = load_mesh(stool).mesh
+    painter = MeshPainter(mesh, surface_finder(mesh), np.array([0.0, 1.0, 0.0]))
+    from_ = torch.tensor([3.0 * math.cos(angle), 1.6, 3.0 * math.sin(angle)], dtype=torch.float64)
+    middle = torch.tensor([0.0, 0.2, 0.0], dtype=torch.float64)
+    pose = look_at(from_, middle, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+    camera = Camera(pose, focal * px, focal * px, px / 2, px / 2, px, px)
+    seen = painter.photograph(camera)
+    ground = np.ones((px, px, 3))
+    ground[-px // 4 :, : px // 2] = 0.9
+    rgb = np.array([0.6, 0.3, 0.2]) / 0.7 * seen.rgb * seen.alpha[..., None] + ground * (
+        1 - seen.alpha[..., None]
+    )
+    write_image(path, torch.from_numpy(rgb).float().clamp(0, 1))
+    return camera
 
 
 def detect(*flags):
@@ -119,9 +144,9 @@ def test_a_network_that_told_little_on_held_out_shapes_gives_no_verdict(
 
 def test_good_photos_of_the_part_set_its_limit(stool, save_tiny_network, tmp_path, capsys):
     weak = save_tiny_network(tmp_path / "w.safetensors", ABOUT | {"held_out": {"plain_auc": 0.5}})
-    for number, size in enumerate(((120, 80), (130, 84), (110, 90))):
-        (tmp_path / "good").mkdir(exist_ok=True)
-        picture(tmp_path / "good" / f"{number}.png", size)
+    (tmp_path / "good").mkdir()
+    for number in range(3):
+        stool_photo(tmp_path / "good" / f"{number}.png", stool, 0.4 + number)
     flags = [
         "--reference",
         stool,
@@ -169,6 +194,42 @@ def test_splats_give_the_photos_camera_and_the_aiding_view_lies_on_the_photo(toy
     assert found.prediction.threshold == predictor.thresholds.aided
     ours, theirs = found.framed.share > 0.5, found.aiding.share[0] > 0.5
     assert float((ours & theirs).sum() / (ours | theirs).sum()) > 0.9
+
+
+@pytest.mark.parametrize("angle", [0.3, 4.0])
+def test_a_mesh_is_found_in_a_photo_through_a_lens_that_nobody_told(stool, network, tmp_path, angle):
+    predictor = Predictor.from_file(network)
+    reference = reference_of_mesh(stool, "auto", predictor, network, tmp_path / "features")
+    camera = stool_photo(tmp_path / "photo.png", stool, angle)
+    found = ShapeInspector(predictor, reference).inspect(tmp_path / "photo.png")
+    assert found.way == "aided"
+    assert found.located is not None
+    frame = part_frame(torch.from_numpy(load_mesh(stool).mesh.vertices), "y")
+    # The stool looks the same when turned by half a turn.
+    true = frame.into_network(camera).world_to_cam
+    half = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64))
+    at = found.located.camera.world_to_cam.double()
+    assert min(float(turn_deg(at, true)), float(turn_deg(at, true @ half))) < 3
+    # The shadow beside the part makes no difference to the shares of its cells.
+    assert found.framed is not None
+    assert found.framed.bounds is not None
+    ours, theirs = found.framed.bounds.share(found.aiding.share[0]) > 0.5, found.aiding.share[0] > 0.5
+    assert float((ours & theirs).sum() / (ours | theirs).sum()) > 0.95
+
+
+def test_ground_of_another_colour_is_as_if_white():
+    ground, rgb = torch.tensor([0.8, 0.7, 0.6]), torch.zeros(4, 4, 3)
+    rgb[:2], rgb[2], rgb[3] = ground, 0.5 * ground, torch.tensor([0.2, 0.1, 0.9])
+    image = ViewImage(
+        rgb, (torch.arange(4) > 1)[:, None].expand(4, 4).float(), ground, torch.ones(4, 4).bool(), None
+    )
+    white = on_white(image)
+    assert torch.allclose(white[:2], torch.ones(2, 4, 3))
+    assert torch.allclose(white[2], torch.full((4, 3), 0.5))
+    assert float(white[3, 0, 2]) == pytest.approx(1.5)
+    dark = replace(image, background=torch.zeros(3), rgb=torch.where(rgb == ground, 0.0, rgb))
+    assert torch.equal(on_white(dark)[:2], torch.ones(2, 4, 3))
+    assert torch.equal(on_white(dark)[3], rgb[3])
 
 
 def test_the_photos_camera_follows_into_its_square_frame():

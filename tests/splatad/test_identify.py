@@ -8,6 +8,7 @@ import torch
 from prepare.errors import InputError
 from prepare.image import write_image
 from prepare.scene import ViewImage
+from splatad.finder import Finder
 from splatad.identify import Identifier
 from splatad.inspector import Inspector
 
@@ -171,13 +172,13 @@ def test_a_file_that_is_no_photo_is_refused(loaded, tmp_path):
 
 def test_a_photo_is_decoded_once_for_references_that_want_the_same_of_it(loaded, folder, monkeypatch):
     read = []
-    real = Inspector.decode
+    real = Finder.decode
 
     def counted(self, path, lens):
         read.append(path)
         return real(self, path, lens)
 
-    monkeypatch.setattr(Inspector, "decode", counted)
+    monkeypatch.setattr(Finder, "decode", counted)
     identifier(loaded, "toy", "other", "black").identify(folder / "blank.png")
     assert len(read) == 1
 

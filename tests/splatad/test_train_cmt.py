@@ -96,6 +96,10 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(pack_folder, tmp_pa
 def test_flags_change_the_preset_and_nothing_else(pack_folder):
     pack = ShapePairs.open(pack_folder)
     small = train_config(TrainCmt(pack_folder), pack)
+    assert (small.found_masks, train_config(TrainCmt(pack_folder, found_masks=0.0), pack).found_masks) == (
+        0.5,
+        0.0,
+    )
     assert (small.steps, small.views, small.rate, small.model.k, small.align) == (6000, 5, 1e-3, 20, 0.5)
     paper = train_config(TrainCmt(pack_folder, preset="paper", views=4, k=50), pack)
     assert (paper.steps, paper.views, paper.rate, paper.model.k, paper.crop_px) == (86_000, 4, 2e-5, 50, 56)
@@ -103,9 +107,51 @@ def test_flags_change_the_preset_and_nothing_else(pack_folder):
     assert (plain.model.k, plain.align, plain.model.positions) == (0, 0.0, False)
     alone = train_config(TrainCmt(pack_folder, ablation="query-only"), pack)
     assert (alone.model.reference, alone.model.aided) == (False, False)
-    for wrong in ({"steps": 0}, {"rate": 0.0}, {"k": -1}, {"k": 5, "ablation": "C"}, {"imagenet": True}):
+    for wrong in (
+        {"steps": 0},
+        {"rate": 0.0},
+        {"k": -1},
+        {"k": 5, "ablation": "C"},
+        {"imagenet": True},
+        {"found_masks": 1.5},
+        {"imagenet": True, "preset": "paper", "start": pack_folder},
+    ):
         with pytest.raises(UsageError):
             train_config(TrainCmt(pack_folder, **wrong), pack)
+
+
+def test_a_training_can_begin_with_anothers_weights(pack_folder, trained, tmp_path, capsys):
+    first = trained / "networks" / "boxes-small"
+    flags = [
+        "--data",
+        str(pack_folder),
+        *FAST,
+        "--steps",
+        "1",
+        "--rate",
+        "1e-12",
+        "--workspace",
+        str(tmp_path),
+    ]
+    assert cli.main(["train", "cmt", *flags, "--start", str(first), "--out", str(tmp_path / "on")]) == 0
+    begun, before = (load_file(folder / "cmt.safetensors") for folder in (tmp_path / "on", first))
+    assert all(torch.allclose(begun[name], before[name], atol=1e-6) for name in before)
+    capsys.readouterr()
+    other = ["--ablation", "A", "--start", str(first), "--out", str(tmp_path / "a")]
+    assert cli.main(["train", "cmt", *flags, *other]) == 3
+    assert "another network's weights" in capsys.readouterr().err
+
+
+def test_figures_with_found_masks_are_others_and_say_so(pack_folder, trained, tmp_path, capsys):
+    network = trained / "networks" / "boxes-small"
+    command = ["evaluate", "cmt", "--data", str(pack_folder), "--network", str(network), "--split", "train"]
+    said = {}
+    for masks in ("given", "found"):
+        assert cli.main([*command, "--masks", masks, "--out", str(tmp_path / masks)]) == 0
+        assert f"masks {masks}" in capsys.readouterr().out
+        said[masks] = (tmp_path / masks / "photos.csv").read_text()
+        assert json.loads((tmp_path / masks / "metrics.json").read_text())["data"]["masks"] == masks
+    assert said["given"] != said["found"]
 
 
 def test_data_is_found_as_a_set_a_pack_or_a_prepared_scene_and_else_refused(pack_maker, tmp_path):

@@ -80,3 +80,20 @@ def test_published_rows_are_the_papers() -> None:
     best = PUBLISHED[-1]
     assert (best.auc, best.accuracy, best.box_ap) == (85.9, 77.3, 56.5)
     assert sum(not row.reference for row in PUBLISHED) == 3
+
+
+def test_found_masks_are_used_as_far_as_asked_whatever_the_batch(pack_folder: Path) -> None:
+    pack = ShapePairs.open(pack_folder)
+    torch.manual_seed(0)
+    network = CMT(TINY)
+
+    def scores(**asked: float) -> np.ndarray:
+        return evaluate(network, pack, EvaluateConfig(split="train", aided=True, **asked)).score  # type: ignore[arg-type]
+
+    given, half, found = scores(), scores(found_masks=0.5), scores(found_masks=1.0)
+    assert not np.allclose(given, found, atol=1e-4)
+    np.testing.assert_allclose(half, scores(found_masks=0.5, photos_at_once=3), atol=1e-5)
+    like_given, like_found = np.isclose(half, given, atol=1e-5), np.isclose(half, found, atol=1e-5)
+    assert (like_given | like_found).all()
+    assert like_found.any()
+    assert like_given.any()

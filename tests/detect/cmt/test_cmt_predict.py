@@ -14,13 +14,13 @@ from detect.cmt.encoded import load_encoded, save_encoded
 from detect.cmt.model import CMT, ModelConfig
 from detect.cmt.predict import Predictor, Thresholds, _box_on_photo, _on_photo, frame_photo
 from detect.cmt.reference import (
+    MeshViewer,
     PartFrame,
     ReferenceViews,
     cells_of,
     check_views,
     part_frame,
     registration_error,
-    views_of_mesh,
     views_of_pack,
     views_of_splats,
 )
@@ -272,7 +272,7 @@ def test_a_meshs_views_are_those_that_the_network_learns_from() -> None:
     )
     chair = Chair("boxes", (Component("SeatSurface", "seat", solids, "seat"),))
     cameras = [camera for _, _, camera in view_cameras(ChairSettings(px=64, views=8))][::3]
-    views = views_of_mesh(mesh, cameras, frame)
+    views = MeshViewer(mesh, frame).views(cameras)
     for number, camera in enumerate(cameras):
         theirs = grey_view(chair, camera, 3)
         gap = (views.pictures[number, ..., 0].double() / 255 - torch.from_numpy(theirs.grey)).abs()
