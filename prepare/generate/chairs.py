@@ -36,6 +36,7 @@ from prepare.generate.chair_anomalies import (
     propose,
 )
 from prepare.generate.chair_materials import LIGHT_SETUPS, lighting, make_texture
+from prepare.generate.chair_mesh import chair_triangles, obj_text
 from prepare.generate.chair_parts import LABELS, Chair, Solid, rotation_about
 from prepare.generate.chair_render import (
     GreyView,
@@ -508,7 +509,7 @@ def _write_photo(folder: Path, number: int, query: _Query, chair: Chair) -> None
 def _write_views(
     folder: Path, number: int, chair: Chair, views: list[_View], pxy: np.ndarray, visible: np.ndarray
 ) -> None:
-    """shapes/shape_ID/mv_images/ID_DISTANCE_AZIMUTH_ELEVATION.{png,json,npz}."""
+    """shapes/shape_ID/mv_images/ID_DISTANCE_AZIMUTH_ELEVATION.{png,json,npz}, and shapes/shape_ID/model.obj."""
     target = folder / "shapes" / f"shape_{shape_id(number)}"
     for k, view in enumerate(views):
         stem = target / "mv_images" / f"{shape_id(number)}_{VIEW_DISTANCE}_{view.azimuth}_{view.elevation}"
@@ -522,6 +523,7 @@ def _write_views(
         write_with(stem.with_name(stem.name + ".npz"), save)
         write_json(stem.with_name(stem.name + ".json"), _opengl(view.camera))
         write_png(stem.with_name(stem.name + ".png"), view.pixels)
+    write_text(target / "model.obj", obj_text(*chair_triangles(chair)))
     write_text(target / "model_id.txt", f"{chair.family}\n")
 
 
