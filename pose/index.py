@@ -62,11 +62,11 @@ def build_index(
     template = reference.camera
     width, height = fit_within(template.width, template.height, RENDER_PX)
     lens = template.resized(width, height)
-    centre = reference.volume.centre
+    centre, distance = reference.volume.centre, reference.distance
     up = common_up(reference)
     poses = [view.camera.world_to_cam for view in reference.views]
     for direction in sphere_directions(DIRECTIONS):
-        poses.append(look_at(centre + reference.distance * direction, centre, up))
+        poses.append(look_at(centre + distance * direction, centre, up))
     gaussians = levels.at(50).to("cpu")
     black = torch.zeros(3)
     whole, centred, places, kept = [], [], [], []

@@ -29,10 +29,7 @@ LONGEST_PX = 1024  # of a photo: the network's own pictures are smaller
 LEAST_AREA = 0.8  # under the ROC of held-out shapes: below it a score is no ground for a verdict
 VOTED = 3  # sides that the matches vote for, from which the camera is sought too
 DARK_GROUND = 0.4  # of its darkest channel: no shadow is told from it
-BETTER_WITH_CAMERA = (
-    "give splats of the part (`splatad prepare mesh`, then `splatad fit`), which find the photo's camera, or photos of "
-    "good parts (--good)"
-)
+WITHOUT_GOOD = "; photos of good parts (--good) set a limit of the part's own"
 CLUTTERED = (
     "the ground behind the part is not plain, so that the part cannot be told from it: cut it out (a PNG with alpha), or "
     "photograph it on a plain ground"
@@ -128,13 +125,12 @@ class ShapeInspector:
         located: Located | None = None
         aiding: ReferenceViews | None = None
         notes: tuple[str, ...] = ()
-        if finder is not None:
+        if lens is not None:
             sides = self.predictor.nearest_sides(framed, self.reference.encoded, VOTED)
             seconds["votes"] = time.perf_counter() - began
             if shadowed:  # shadows are no part of the outline
                 image = replace(image, alpha=without_shadow(white, image.alpha))
-            towards = [self.reference.out_of_network(side) for side in sides]
-            located = finder.locate(image, lens, towards)
+            located = self.reference.locate(image, lens, sides)
             if located is None:
                 return cannot_tell(no_part_verdict(limits.least_part_share))
             seconds |= located.seconds
@@ -152,10 +148,13 @@ class ShapeInspector:
         """The part from the photo's own camera, in its square frame; else why not."""
         reference = self.reference
         assert reference.aiding is not None
+        assert reference.frame is not None
         if not located.believed:
             why = located.reasons[0] if located.reasons else "it is not believed"
             return None, (f"compared without the photo's camera: {why}",)
-        camera = reference.into_network(in_frame(located.camera, framed, self.predictor.network.config.px))
+        camera = reference.frame.into_network(
+            in_frame(located.camera, framed, self.predictor.network.config.px)
+        )
         try:
             return reference.aiding(camera), ()
         except InputError as error:
@@ -168,7 +167,7 @@ class ShapeInspector:
             return self._verdict_of_this_part(prediction, way, notes)
         area = held_out_area(self.predictor, way)
         if area is not None and area < LEAST_AREA:
-            hint = "" if way == "aided" else f"; {BETTER_WITH_CAMERA}"
+            hint = WITHOUT_GOOD if way == self.usual_way else ""
             weak = (
                 f"{'with' if way == 'aided' else 'without'} the photo's camera this network puts only {area:.0%} of "
                 f"held-out pairs of a defective and a good photo in the right order, too few for a verdict{hint}"

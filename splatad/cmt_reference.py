@@ -6,7 +6,7 @@ What is kept lies in WORKSPACE/features, under a name made of the part's content
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from detect.cmt.encoded import load_encoded, save_encoded
 from detect.cmt.model import Cells
 from detect.cmt.predict import EncodedReference, Predictor
 from detect.cmt.reference import MeshViewer, PartFrame, ReferenceViews, part_frame, views_of_splats
+from pose.locate import Located
 from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.generate.chairs import ChairSettings, view_cameras
@@ -46,18 +47,26 @@ class ShapeReference:
     elevations_deg: tuple[float, ...]
     kept: bool  # whether it was found in the workspace, not made
     notes: tuple[str, ...] = ()  # what is to be said of the part's file
+    frame: PartFrame | None = None  # of the part's own world in the network's
     finder: Finder | None = None  # of photos' cameras; None where the network makes no use of them
+    finds_in: Literal["own", "network"] = "own"  # the finder's world
     read: Callable[[Path, QueryLens], ViewImage] | None = None  # a photo as `finder` takes it
-    frame: PartFrame | None = None  # of the finder's world in the network's; None: they are one
     aiding: Callable[[Camera], ReferenceViews] | None = None  # the part from a camera of the network's world
 
-    def into_network(self, camera: Camera) -> Camera:
-        """A camera of the finder's world in the network's."""
-        return camera if self.frame is None else self.frame.into_network(camera)
-
-    def out_of_network(self, direction: Float[Tensor, "xyz=3"]) -> Float[Tensor, "xyz=3"]:
-        """A direction of the network's world in the finder's."""
-        return direction if self.frame is None else self.frame.turn.T @ direction
+    def locate(
+        self, image: ViewImage, lens: QueryLens, sides: Sequence[Float[Tensor, "xyz=3"]]
+    ) -> Located | None:
+        """The camera of `image` in the part's own world, None where it shows no part; `sides` are directions of the network's
+        world from which it is sought too."""
+        assert self.finder is not None
+        assert self.frame is not None
+        if self.finds_in == "own":
+            return self.finder.locate(image, lens, [self.frame.turn.T @ side for side in sides])
+        found = self.finder.locate(image, lens, sides)
+        if found is None:
+            return None
+        others = tuple(self.frame.out_of_network(camera) for camera in found.alternatives)
+        return replace(found, camera=self.frame.out_of_network(found.camera), alternatives=others)
 
 
 def is_mesh(path: Path) -> bool:
@@ -83,7 +92,8 @@ def reference_of_mesh(
         raise InputError(f"{path}: no such mesh; give a .stl, .obj, .ply or .glb file, or a reference folder")
     file = load_mesh(path)
     axis: Axis = file.up if up == "auto" else up
-    viewer = MeshViewer(file.mesh, part_frame(torch.from_numpy(file.mesh.vertices), axis))
+    frame = part_frame(torch.from_numpy(file.mesh.vertices), axis)
+    viewer = MeshViewer(file.mesh, frame)
     # A .gltf is a list of other files: its own bytes do not tell the shape.
     content = file.mesh.digest() if path.suffix.lower() == ".gltf" else _digest(path)
     key = _key(content, path.suffix.lower(), up, predictor, network)
@@ -93,7 +103,14 @@ def reference_of_mesh(
     if not predictor.network.config.aided:
         return found
     finder = finder_of_mesh(path.name, viewer, cameras, lens_mode, predictor.device)
-    return replace(found, finder=finder, read=finder.decode, aiding=lambda camera: viewer.views([camera]))
+    return replace(
+        found,
+        frame=frame,
+        finder=finder,
+        finds_in="network",
+        read=finder.decode,
+        aiding=lambda camera: viewer.views([camera]),
+    )
 
 
 def reference_of_splats(
@@ -121,9 +138,9 @@ def reference_of_splats(
         return found
     return replace(
         found,
+        frame=frame,
         finder=inspector.finder,
         read=inspector.read,
-        frame=frame,
         aiding=lambda camera: views_of_splats(gaussians, [camera], frame),
     )
 

@@ -48,6 +48,13 @@ class PartFrame:
         pose[:3, :3] = pose[:3, :3] @ self.turn.T
         return camera.moved(pose)
 
+    def out_of_network(self, camera: Camera) -> Camera:
+        """The reverse: x_cam radius = R turn (x_own - centre) + radius t."""
+        pose = camera.world_to_cam.double().cpu().clone()
+        pose[:3, :3] = pose[:3, :3] @ self.turn
+        pose[:3, 3] = self.radius * pose[:3, 3] - pose[:3, :3] @ self.centre
+        return camera.moved(pose.to(torch.float32))
+
 
 def part_frame(points: Float[Tensor, "points xyz=3"], up: Axis, outliers: float = 0.0) -> PartFrame:
     """The frame of a part with these points, `up` in their own world; the share `outliers` of them may lie outside.
@@ -148,7 +155,7 @@ def views_of_splats(
     for camera in cameras:
         fine = camera.resized(FINE * camera.width, FINE * camera.height)
         with torch.no_grad():
-            seen = rasterize(gaussians, _in_own_world(fine, frame), white, options=RasterOptions(depth=True))
+            seen = rasterize(gaussians, frame.out_of_network(fine), white, options=RasterOptions(depth=True))
         assert seen.depth is not None
         alpha = seen.alpha.double().cpu()
         depth = torch.where(alpha > _SOLID, seen.depth.double().cpu() / alpha.clamp_min(1e-6), torch.inf)
@@ -281,14 +288,6 @@ def _stacked(
     )
     check_views(views, where)
     return views
-
-
-def _in_own_world(camera: Camera, frame: PartFrame) -> Camera:
-    """The camera in the part's own world: x_cam radius = R turn (x_own - centre) + radius t, with the same picture."""
-    pose = camera.world_to_cam.double().cpu().clone()
-    pose[:3, :3] = pose[:3, :3] @ frame.turn
-    pose[:3, 3] = frame.radius * pose[:3, 3] - pose[:3, :3] @ frame.centre
-    return camera.moved(pose.to(torch.float32))
 
 
 def _unprojected(
