@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
+from prepare.camera import fit_within
+from prepare.image import resize
+
 _LEVEL = 1.0 / 255.0
 _MIN_SHARE = 0.5  # of the border that must show one colour: the part may be cut by the frame
 _MAX_NOISE = 0.02  # standard deviation of a plain background; above, it is a surface with texture
-_SHADOW, _SHADOW_COLOUR = (
-    0.8,
-    0.03,
-)  # of white ground: how light a soft shadow is at least, how coloured at most
+_SHADOW_PX = 400  # longest side of a picture at which shadows are told from the part
 _GAP_EDGE = 0.1  # least colour step around a see-through gap
 _WHITE = 1.0 - 2.5 * _LEVEL  # ground without any shadow
 # Of white ground in a picture of 128 or 256 px: how light it is surely; how dark a shadow is at most, and how coloured; the
@@ -104,17 +105,21 @@ def foreground_alpha(rgb: Float[Tensor, "height width rgb=3"]) -> Foreground:
 def without_shadow(
     rgb: Float[Tensor, "height width rgb=3"], alpha: Float[Tensor, "height width"]
 ) -> Float[Tensor, "height width"]:
-    """`alpha` less the soft shadow that a part casts on white ground (`rgb` in [0, 1]).
+    """`alpha` less the shadow that a part casts on white ground (`rgb` as for `part_on_white`).
 
-    Shadow is what is light and without colour and borders on ground or on more of it; what the part encloses stays.
+    What is shadow is decided at _SHADOW_PX at most, by `part_on_white`; which pixels along its edge, by their own colour.
     """
-    image, part = rgb.detach().cpu().numpy(), alpha.detach().cpu().numpy()
-    low, high = image.min(axis=-1), image.max(axis=-1)
-    ground = part <= 0
-    shadow = (low > _SHADOW) & (high - low < _SHADOW_COLOUR) & ~ground
-    regions, _ = ndimage.label(ground | shadow)
-    open_to_ground = np.isin(regions, np.unique(regions[ground])) & (regions > 0)
-    return torch.where(torch.from_numpy(shadow & open_to_ground).to(alpha.device), 0.0, alpha)
+    height, width = alpha.shape
+    small = rgb
+    if max(height, width) > _SHADOW_PX:
+        small = resize(rgb, *fit_within(width, height, _SHADOW_PX))
+    off_part = ~part_on_white(small).likely
+    place = off_part[None, None].float()
+    if small is not rgb:
+        place = F.interpolate(F.max_pool2d(place, 3, stride=1, padding=1), size=(height, width))
+    low, high = rgb.amin(dim=-1), rgb.amax(dim=-1)
+    shade = (high - low < _TINT) & (low > _DARKEST)
+    return torch.where(shade & (place[0, 0] > 0), 0.0, alpha)
 
 
 @dataclass(frozen=True)
