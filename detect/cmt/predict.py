@@ -156,8 +156,6 @@ class Predictor:
         """
         network, about = load_network(path, expected)
         found = about.get("thresholds", {})
-        if "threshold" in about:  # of an earlier version, one for both
-            found = dict.fromkeys(("plain", "aided"), about["threshold"])
         if not isinstance(found, dict) or not set(found) <= {"plain", "aided"}:
             raise InputError(f"{path}: thresholds {found!r} are not those of plain and aided; train it again")
         for threshold in found.values():
