@@ -29,6 +29,7 @@ _SMALL, _FILLED = (
     0.5,
     0.75,
 )  # of the frame's side that the part fills: brought near below the one, to the other
+_FINER = 3  # times the network's size, at most, at which the part is told from its shadow
 _WHITE = 0.02  # a photo without alpha: how much darker than its white ground the part is
 
 
@@ -116,16 +117,23 @@ def frame_photo(
     room = (left, side - width - left, top, side - height - top)
     square = F.pad(white.permute(2, 0, 1)[None], room, value=1.0)
     cover = F.pad(alpha[None, None], room)
-    if side != px:
-        square = F.interpolate(square, size=(px, px), mode="bilinear", align_corners=False, antialias=True)
-        cover = F.interpolate(cover, size=(px, px), mode="bilinear", align_corners=False, antialias=True)
-    bounds = bounds_on_white(square[0].permute(1, 2, 0)) if shadowed else None
+    bounds = None
+    if shadowed:
+        finer = max(1, min(_FINER, side // px))
+        bounds = bounds_on_white(_resampled(square, finer * px)[0].permute(1, 2, 0), finer)
+    square, cover = _resampled(square, px), _resampled(cover, px)
     share = F.avg_pool2d(cover, CELL_PX).flatten() if bounds is None else bounds.share(None)
     share = torch.where(share > 0.5 / 255, share, 0.0)
     if not bool((share > 0).any()):
         raise InputError(_EMPTY)
     picture = square[0].clamp(0, 1) * 2 - 1
     return Photo(picture, share, height, width, side, top, left, side / px, bounds)
+
+
+def _resampled(picture: Float[Tensor, "1 channels side side"], px: int) -> Float[Tensor, "1 channels px px"]:
+    if picture.shape[-1] == px:
+        return picture
+    return F.interpolate(picture, size=(px, px), mode="bilinear", align_corners=False, antialias=True)
 
 
 @dataclass(frozen=True)
