@@ -1,9 +1,10 @@
-"""`detect --detector cmt` on parts that are no chairs: meshes, photos of them through a lens that nobody told, half with a shadow.
+"""`detect --detector cmt` on parts that are no chairs: meshes, photos through a lens that nobody told, half with a shadow.
 
     .venv/bin/python scripts/bench_cmt_parts.py --meshes ../shared/data/meshes/spot.obj ... --out FOLDER [--photos 10]
 
-Photos (512 px, one colour each, from a little below to high above) are written into FOLDER and inspected as the command does, by the
-shipped network with its own limit. A defective part lacks what a sphere of a third of its radius takes, where the outline shows it.
+Photos (512 px, one colour each, from a little below to high above) are written into FOLDER and inspected as the command does,
+by the shipped network with its own limit. A defective part lacks what a sphere of a quarter of its radius takes, where the
+outline shows it.
 """
 
 from __future__ import annotations
