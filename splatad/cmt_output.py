@@ -184,8 +184,7 @@ def matches_picture(
         )
     sheet = draw_lines(sheet, lines, _COLOURS[: len(lines)])
     sheet = draw_boxes(sheet, boxes, labels, colours)
-    words = "; ".join(_in_words(index + 1, one, reference) for index, one in enumerate(cells))
-    return side_by_side([sheet], [f"most suspicious cells and their best matches: {words}"])
+    return side_by_side([sheet], [f"best matches of suspicious cells: {_in_words(cells, reference)}"])
 
 
 def shape_document(
@@ -318,11 +317,15 @@ def _centre_px(inspection: ShapeInspection, cell: Sequence[int]) -> list[float]:
     return [round((cell[1] + 0.5) * step - framed.left, 1), round((cell[0] + 0.5) * step - framed.top, 1)]
 
 
-def _in_words(number: int, one: Suspicious, reference: ShapeReference) -> str:
-    view = one.match.view[0]
-    if view < len(reference.azimuths_deg):
-        where = f"{reference.azimuths_deg[view]:.0f}°/{reference.elevations_deg[view]:.0f}°"
-    else:
-        where = "found camera"
-    share = "" if one.probability is None else f" {one.probability:.0%}"
-    return f"{number}{share}, {where}"
+def _in_words(cells: Sequence[Suspicious], reference: ShapeReference) -> str:
+    """Numbers and probabilities of the cells, by the view that holds their best match."""
+    by_view: dict[str, list[str]] = {}
+    for number, one in enumerate(cells, start=1):
+        view = one.match.view[0]
+        if view < len(reference.azimuths_deg):
+            where = f"view {reference.azimuths_deg[view]:.0f}°/{reference.elevations_deg[view]:.0f}°"
+        else:
+            where = "found camera"
+        share = "" if one.probability is None else f" {one.probability:.0%}"
+        by_view.setdefault(where, []).append(f"{number}{share}")
+    return "; ".join(f"{where} {', '.join(numbers)}" for where, numbers in by_view.items())
