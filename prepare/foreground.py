@@ -23,9 +23,10 @@ _MAX_NOISE = 0.02  # standard deviation of a plain background; above, it is a su
 _SHADOW_PX = 400  # longest side of a picture at which shadows are told from the part
 _GAP_EDGE = 0.1  # least colour step around a see-through gap
 _WHITE = 1.0 - 2.5 * _LEVEL  # ground without any shadow
-# Of white ground in a picture of 128 or 256 px: how light it is surely; how dark a shadow is at most, and how coloured; the
-# largest step between neighbours within one; and from how light on what is enclosed may be ground too.
-_SURE, _DARKEST, _TINT, _STEP, _ENCLOSED = 0.95, 0.35, 0.05, 0.06, 0.7
+# Of white ground in a picture of 128 to 400 px: how light it is surely; how dark a shadow is at most, and how coloured; the
+# largest step between neighbours within one, and from how light on it may have an edge; from how light on what is enclosed may
+# be ground too.
+_SURE, _DARKEST, _TINT, _STEP, _LIGHT, _ENCLOSED = 0.95, 0.35, 0.05, 0.06, 0.8, 0.7
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,10 @@ class PartOnWhite:
 
 
 def part_on_white(rgb: Float[Tensor, "height width rgb=3"]) -> PartOnWhite:
-    """Bounds of the part in a small picture (128 or 256 px; `rgb` is 1 where the ground is, more is lighter than it).
+    """Bounds of the part in a picture of some hundred px (`rgb` is 1 where the ground is, more where it is lighter than that).
 
-    Shadow is without colour, changes little from pixel to pixel and goes on from the ground; an edge ends it. What light
-    grey the part encloses may be a shadow too.
+    Shadow is without colour and goes on from the ground, changing little from pixel to pixel: an edge ends it unless it is very
+    light. What light grey the part encloses may be a shadow too.
     """
     image = rgb.detach().cpu().numpy()
     low, high = image.min(axis=-1), image.max(axis=-1)
@@ -144,7 +145,8 @@ def part_on_white(rgb: Float[Tensor, "height width rgb=3"]) -> PartOnWhite:
     ground = _reached(white | (neutral & (low > _SURE)), white)
     grey = image.mean(axis=-1)
     shade = neutral & (low > _DARKEST)
-    cast = _reached(ground | (shade & (_largest_step(grey) < _STEP)), ground)
+    soft = (_largest_step(grey) < _STEP) | (low > _LIGHT)
+    cast = _reached(ground | (shade & soft), ground)
     cast |= ndimage.binary_dilation(cast) & shade
     possibly = ~ground
     surely = possibly & ~cast & ~(neutral & (low > _ENCLOSED))

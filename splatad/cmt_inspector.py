@@ -108,7 +108,7 @@ class ShapeInspector:
         else:
             image = self.reference.read(path, lens)
         seconds = {"read": time.perf_counter() - began}
-        shadowed = image.background is not None and not has_alpha(path)
+        shadowed = may_show_shadow(image) and not has_alpha(path)
         white = on_white(image) if shadowed else over_background(image, torch.ones(3))
         limits = BeliefLimits() if finder is None else finder.belief
 
@@ -196,14 +196,19 @@ class ShapeInspector:
         return Verdict("NG" if score > limit else "OK", (said, *notes))
 
 
-def on_white(image: ViewImage) -> Float[Tensor, "height width rgb=3"]:
-    """A photo on plain ground as if that were white: a shadow keeps its share of the ground's light.
+def may_show_shadow(image: ViewImage) -> bool:
+    """Whether what was told from the photo's ground may be shadow: not on dark ground, nor where the part was cut out."""
+    return (
+        image.background is not None and image.uncut is None and float(image.background.min()) >= DARK_GROUND
+    )
 
-    Dark ground shows no shadows and is exchanged. What is lighter than the ground gets values above 1.
+
+def on_white(image: ViewImage) -> Float[Tensor, "height width rgb=3"]:
+    """A photo on plain light ground as if that were white: a shadow keeps its share of the ground's light.
+
+    What is lighter than the ground gets values above 1.
     """
     assert image.background is not None
-    if float(image.background.min()) < DARK_GROUND:
-        return over_background(image, torch.ones(3))
     return image.rgb / image.background
 
 

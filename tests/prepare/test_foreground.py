@@ -190,6 +190,16 @@ def test_a_hard_edge_ends_a_shadow_and_paint_is_none():
     assert bool(part_on_white(painted).surely[46:54, 30:50].all())
 
 
+def test_a_light_shadow_may_have_an_edge():
+    rgb, _, _ = _with_shadow()
+    rgb[58:, :40] = 0.87
+    found = part_on_white(rgb)
+    assert not bool(found.likely[58:, :40].any())
+    assert bool(found.possibly[59:, 1:39].all())
+    rgb[58:, :40] = 0.5
+    assert bool(part_on_white(rgb).likely[60:, 2:38].all())
+
+
 def test_what_is_lighter_than_the_ground_is_the_part():
     rgb = torch.ones(32, 32, 3)
     rgb[8:24, 8:24] = 1.2

@@ -22,7 +22,7 @@ from prepare.mesh import load_mesh
 from prepare.mesh_render import MeshPainter, surface_finder
 from prepare.scene import ViewImage
 from splatad import cli, cmt_inputs, mesh_finder
-from splatad.cmt_inspector import ShapeInspector, in_frame, on_white
+from splatad.cmt_inspector import ShapeInspector, in_frame, may_show_shadow, on_white
 from splatad.cmt_reference import reference_of_mesh, reference_of_splats
 from splatad.inspector import Inspector
 
@@ -231,9 +231,21 @@ def test_ground_of_another_colour_is_as_if_white():
     assert torch.allclose(white[:2], torch.ones(2, 4, 3))
     assert torch.allclose(white[2], torch.full((4, 3), 0.5))
     assert float(white[3, 0, 2]) == pytest.approx(1.5)
-    dark = replace(image, background=torch.zeros(3), rgb=torch.where(rgb == ground, 0.0, rgb))
-    assert torch.equal(on_white(dark)[:2], torch.ones(2, 4, 3))
-    assert torch.equal(on_white(dark)[3], rgb[3])
+    assert may_show_shadow(image)
+    assert not may_show_shadow(replace(image, background=torch.zeros(3)))
+    assert not may_show_shadow(replace(image, uncut=rgb))
+
+
+def test_a_part_on_dark_ground_is_known_to_its_edge(stool, network, tmp_path):
+    predictor = Predictor.from_file(network)
+    reference = reference_of_mesh(stool, "auto", predictor, network, tmp_path / "features")
+    rgb = np.zeros((80, 120, 3), np.uint8)
+    rgb[15:70, 50:100] = 230  # light grey: on white ground it might be a shadow
+    Image.fromarray(rgb).save(tmp_path / "photo.png")
+    framed = ShapeInspector(predictor, reference).inspect(tmp_path / "photo.png").framed
+    assert framed is not None
+    assert framed.bounds is None
+    assert float(framed.share.mean()) * framed.side**2 == pytest.approx(55 * 50, rel=0.1)
 
 
 def test_the_photos_camera_follows_into_its_square_frame():
