@@ -66,7 +66,7 @@ class Detect:
     """Folder for the results; WORKSPACE/runs/DATE-TIME-NAME if not given."""
     lens: Literal["auto", "reference", "exif", "free"] = "auto"
     """The photos' lens: as the reference's photos; from EXIF; found with the camera; auto: the reference's where the
-    photo's shape fits and EXIF does not contradict, else EXIF's, else found."""
+    photo's shape fits and EXIF does not contradict, else EXIF's, else found. A mesh (--detector cmt) has no lens of its own."""
     same_part: bool = False
     """All photos show one part: also give one verdict and one set of defects in 3D (part.json)."""
     least_coverage: float | None = None
