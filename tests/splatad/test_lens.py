@@ -117,16 +117,16 @@ def test_a_lens_fits_two_shapes_only():
 
 def test_a_photo_of_another_shape_is_inspected_with_its_lens_to_be_found(toy, tmp_path, monkeypatch):
     """The part in a wide frame of the same lens: the guess from the field of view is off, and asked to be refined."""
-    import splatad.inspector
+    import splatad.finder
 
     asked = []
-    real = splatad.inspector.locate
+    real = splatad.finder.locate
 
     def spy(*arguments, **options):
         asked.append((options["config"].levenberg.focal, arguments[5]))
         return real(*arguments, **options)
 
-    monkeypatch.setattr(splatad.inspector, "locate", spy)
+    monkeypatch.setattr(splatad.finder, "locate", spy)
     camera = replace(toy.cameras(6, seed=51)[1], width=150, cx=75.0)
     write_image(tmp_path / "wide.png", toy.photo(camera).rgb)
     inspection = Inspector(toy.loaded).inspect(tmp_path / "wide.png")

@@ -183,14 +183,14 @@ def test_several_photos_of_which_none_can_be_read_are_bad_input(toy, tmp_path, c
 
 
 def test_the_recipe_splatpose_drives_its_own_refinement(toy, photos, tmp_path, monkeypatch):
-    from splatad import inspector
+    from splatad import finder
 
     used = []
 
     def noted(*arguments, config, **keywords):
         used.append(config.refine)
 
-    monkeypatch.setattr(inspector, "locate", noted)
+    monkeypatch.setattr(finder, "locate", noted)
     for number, flags in enumerate(([], ["--refine", "adam"], ["--recipe", "splatpose"])):
         run_on(toy, photos / "a" / "part.png", tmp_path / str(number), *flags)
     assert used == ["levenberg", "adam", "splatpose"]

@@ -55,7 +55,7 @@ def test_inner_edges_come_from_the_photo_itself_and_only_for_a_reference_without
 ):
     photo = toy.photo(toy.cameras(4, seed=77)[0])
     given = []
-    monkeypatch.setattr("splatad.inspector.locate", lambda *_, inner, **__: given.append(inner))
+    monkeypatch.setattr("splatad.finder.locate", lambda *_, inner, **__: given.append(inner))
     inspector.locate(image_of(photo))
     Inspector(toy.loaded).locate(image_of(photo))
     assert torch.equal(given[0].rank, photo_edges(photo.rgb, photo.alpha).rank)
