@@ -58,6 +58,8 @@ def detect_shapes(config: Detect) -> int:
     views = len(reference.encoded.views.pictures)
     came = "kept from before" if reference.kept else f"made and kept in {workspace.root / 'features'}"
     terminal.say(f"{reference.name}: features of {views} views, {came}")
+    for note in reference.notes:
+        terminal.say(f"{reference.name}: {note}")
     inspector = ShapeInspector(predictor, reference)
     if config.false_alarm_rate is not None and not config.good:
         raise UsageError("--false-alarm-rate: with --good, photos of good parts that the limit is set by")

@@ -102,10 +102,12 @@ def detect(*flags):
 
 def test_a_photo_against_a_mesh_gives_a_verdict_with_box_map_and_matches(stool, network, tmp_path, capsys):
     photo, out = picture(tmp_path / "photo.png"), tmp_path / "out"
+    stool.write_text(stool.read_text() + "f 1 1 2\n")
     flags = ["--reference", stool, "--query", photo, "--network", network, "--workspace", tmp_path / "ws"]
     assert detect(*flags, "--out", out, "--exit-status") == 10
     said = capsys.readouterr().out
     assert "made and kept" in said
+    assert "stool.obj: 1 of 25 faces have no area" in said
     assert "calibrated on generated chairs alone (its limit on 6 held-out shapes)" in said
     verdict = json.loads((out / "photo" / "verdict.json").read_text())
     assert (verdict["verdict"], verdict["detector"], verdict["threshold"]) == ("NG", "cmt", 0.0)
