@@ -69,6 +69,15 @@ def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         return width, height
 
 
+def may_have_alpha(path: Path, *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether the file can say what of it is see-through, from the header alone.
+
+    Raises: InputError as `image_size`.
+    """
+    with _opened(path, max_pixels) as image:
+        return image.has_transparency_data
+
+
 def read_mask(path: Path, *, max_pixels: int = MAX_PIXELS) -> Bool[Tensor, "height width"]:
     """True where any colour channel of the file is above 0; an alpha channel is ignored.
 

@@ -20,7 +20,7 @@ from pose.locate import BeliefLimits, Located
 from prepare.camera import Camera
 from prepare.errors import InputError
 from prepare.foreground import without_shadow
-from prepare.image import read_image
+from prepare.image import may_have_alpha, read_image
 from prepare.scene import ViewImage, load_query_image
 from splatad.cmt_reference import ShapeReference
 from splatad.finder import over_background
@@ -214,6 +214,8 @@ def on_white(image: ViewImage) -> Float[Tensor, "height width rgb=3"]:
 
 def has_alpha(path: Path) -> bool:
     """Whether the file itself says what of it is the part."""
+    if not may_have_alpha(path):  # most cannot, and are not decoded a second time
+        return False
     alpha = read_image(path).alpha
     return alpha is not None and bool((alpha < 1).any())
 

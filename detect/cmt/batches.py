@@ -41,9 +41,7 @@ class Drawing:
     view_pairs: int = 0  # pairs of views of each group that are aligned by ground truth
     photo_pairs: int = 0  # views that each photo is aligned with by ground truth
     points: int = 64  # of each such pair
-    found_masks: float = (
-        0.0  # share of the photos whose mask is found in the photo as at inspection, not the true one
-    )
+    found_masks: float = 0.0  # share of the photos whose mask is found in the photo, as at inspection
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,8 @@ def _load(pack: ShapePairs, group: Group, drawing: Drawing, rng: np.random.Gener
     shape, photos, views = group.shape, list(group.photos), list(group.views)
     columns, cells = pack.columns, pack.columns**2
     flip = drawing.flip and bool(rng.integers(2))
-    pictures = pack["queries"][photos].astype(np.float32) / 127.5 - 1
+    levels = pack["queries"][photos]
+    pictures = levels.astype(np.float32) / 127.5 - 1
     share = pack["query_alpha"][photos].astype(np.float32) / 255
     change = pack["query_change"][photos].astype(np.float32) / 255
     box = np.asarray(pack["query_box"][photos], dtype=np.float32)
@@ -208,7 +207,7 @@ def _load(pack: ShapePairs, group: Group, drawing: Drawing, rng: np.random.Gener
             # Drawn for the photo alone, so that an evaluation does not hang on how photos are put together.
             if np.random.default_rng((3, group.number, photo)).random() < drawing.found_masks:
                 aid = aiding_share[aided[number]] if given[number] else None
-                seen_share[number] = _found_share(pack["queries"][photo], aid)
+                seen_share[number] = _found_share(levels[number], aid)
 
     pairs = []
     pairs += _view_pairs(pack, group, drawing, view_share, rng)

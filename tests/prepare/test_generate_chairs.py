@@ -290,6 +290,11 @@ def test_the_folders_are_brokenchairs(made):
             assert mask[round(y) : round(y + height), round(x) : round(x + width)].sum() == mask.sum()
     views = sorted((folder / "shapes" / "shape_100000" / "mv_images").glob("*.png"))
     assert len(views) == 4
+    mesh = (folder / "shapes" / "shape_100000" / "model.obj").read_text().splitlines()
+    corners = np.array([line.split()[1:] for line in mesh if line.startswith("v ")], dtype=float)
+    assert np.linalg.norm(corners, axis=1).max() == pytest.approx(
+        0.98, abs=0.03
+    )  # as large as the shape of the views
     camera = json.loads(views[0].with_name(views[0].name[:-4] + ".json").read_text())
     np.testing.assert_allclose(np.array(camera["RT"]) @ camera["RT_"], np.eye(4), atol=1e-12)
     # OpenGL: the object is before the camera, at negative z; azimuth and elevation stand in the name.

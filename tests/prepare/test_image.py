@@ -16,6 +16,7 @@ from prepare.errors import InputError
 from prepare.image import (
     image_size,
     list_images,
+    may_have_alpha,
     read_image,
     read_mask,
     read_mask_share,
@@ -285,3 +286,19 @@ def test_images_are_listed_with_2_before_10_and_without_subfolders(tmp_path: Pat
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="no image files"):
         list_images(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "expected"),
+    [
+        ("RGB", {}, False),
+        ("L", {}, False),
+        ("RGBA", {}, True),
+        ("LA", {}, True),
+        ("RGB", {"transparency": (0, 0, 0)}, True),
+    ],
+)
+def test_whether_a_file_may_have_alpha_is_as_decoding_finds(tmp_path, mode, options, expected):
+    Image.new(mode, (8, 6)).save(tmp_path / "a.png", **options)
+    assert may_have_alpha(tmp_path / "a.png") is expected
+    assert (read_image(tmp_path / "a.png").alpha is not None) is expected
